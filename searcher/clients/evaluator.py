@@ -1,0 +1,42 @@
+"""Ask the evaluator: weights x benchmark -> a report."""
+
+import asyncio
+from collections.abc import Callable
+
+from searcher.clients.http import ServiceClient
+from searcher.contracts.errors import SearcherError
+from searcher.contracts.report import EvaluationRequest, EvaluationState, EvaluationStatus, Report
+
+
+class EvaluatorClient(ServiceClient):
+    service = "evaluator"
+
+    async def submit(self, request: EvaluationRequest) -> EvaluationStatus:
+        return EvaluationStatus.model_validate(await self.post("/v1/evaluations", request))
+
+    async def status(self, evaluation_id: str) -> EvaluationStatus:
+        return EvaluationStatus.model_validate(await self.get(f"/v1/evaluations/{evaluation_id}"))
+
+    async def report(self, evaluation_id: str) -> Report:
+        return Report.model_validate(await self.get(f"/v1/evaluations/{evaluation_id}/report"))
+
+    async def report_html(self, evaluation_id: str) -> str:
+        return await self.get_text(f"/v1/evaluations/{evaluation_id}/report?format=html")
+
+    async def run(
+        self,
+        request: EvaluationRequest,
+        *,
+        poll_seconds: float = 0.25,
+        on_progress: Callable[[EvaluationStatus], None] = lambda status: None,
+    ) -> Report:
+        """Submit, wait and fetch. Raises SearcherError with the evaluator's reason if the evaluation fails."""
+        status = await self.submit(request)
+        while status.state in (EvaluationState.QUEUED, EvaluationState.RUNNING):
+            on_progress(status)
+            await asyncio.sleep(poll_seconds)
+            status = await self.status(request.id)
+        on_progress(status)
+        if status.state is EvaluationState.FAILED:
+            raise SearcherError(f"evaluation {request.id} failed: {status.error}")
+        return await self.report(request.id)

@@ -1,0 +1,32 @@
+"""rollout <-> retriever: queries -> passages, best first."""
+
+from pydantic import Field
+
+from searcher.contracts.base import Contract, Name, ShortText
+
+
+class SearchRequest(Contract):
+    queries: tuple[ShortText, ...] = Field(min_length=1, max_length=512)
+    k: int = Field(default=3, ge=1, le=100)
+    corpus: Name = "default"
+
+
+class Passage(Contract):
+    id: str
+    title: str
+    text: str
+    score: float
+    """Higher is better; comparable within one corpus and one kind of index only."""
+
+    @property
+    def line(self) -> str:
+        """How the passage is shown to the policy, on one line (R1-Searcher's HotpotQA corpus form)."""
+        return f"Title: {self.title}. {self.text}" if self.title else self.text
+
+
+class SearchResponse(Contract):
+    corpus: str
+    index: str
+    """Identifies the index build (its manifest's sha256): two runs that report the same one searched the same index."""
+    results: tuple[tuple[Passage, ...], ...]
+    """One list per query, in the order asked. A corpus smaller than k gives what there is."""

@@ -1,0 +1,51 @@
+"""R1-Searcher's tags and document block, character for character.
+
+The tags are plain text, not special tokens of any tokenizer. Generation starts after a pre-filled `<think>`.
+"""
+
+import re
+from collections.abc import Sequence
+
+from searcher.contracts.search import Passage
+
+THINK_OPEN, THINK_CLOSE = "<think>", "</think>"
+ANSWER_OPEN, ANSWER_CLOSE = "<answer>", "</answer>"
+QUERY_OPEN, QUERY_CLOSE = "<|begin_of_query|>", "<|end_of_query|>"
+DOCUMENTS_OPEN, DOCUMENTS_CLOSE = "<|begin_of_documents|>", "<|end_of_documents|>"
+TAGS = (
+    THINK_OPEN,
+    THINK_CLOSE,
+    ANSWER_OPEN,
+    ANSWER_CLOSE,
+    QUERY_OPEN,
+    QUERY_CLOSE,
+    DOCUMENTS_OPEN,
+    DOCUMENTS_CLOSE,
+)
+_ANY_TAG = re.compile("|".join(re.escape(tag) for tag in TAGS))
+
+
+def asked_query(turn: str) -> str | None:
+    """The query of a turn that ends in a closed query tag, cleaned as in the original; None if it asks nothing.
+
+    Text after the last opening tag, without double quotes, whitespace collapsed. May be "" (an empty query is a fact
+    about the model, and the caller decides what follows).
+    """
+    if QUERY_OPEN not in turn or QUERY_CLOSE not in turn:
+        return None
+    inside = turn[: turn.rindex(QUERY_CLOSE)].rpartition(QUERY_OPEN)[2]
+    return " ".join(inside.replace('"', "").split())
+
+
+def document_block(passages: Sequence[Passage]) -> str:
+    """What the system inserts after a query: the separators, the numbered passages, or the literal `None`."""
+    lines = "".join(f"({rank}){without_tags(passage.line)}\n" for rank, passage in enumerate(passages, start=1))
+    return f"\n\n{DOCUMENTS_OPEN}\n{lines or 'None'}{DOCUMENTS_CLOSE}\n\n"
+
+
+def without_tags(text: str) -> str:
+    """Retrieved text is data: our own tags inside it are removed and it is put on one line, so that no passage can speak in the system's voice."""
+    cleaned = text
+    while _ANY_TAG.search(cleaned):
+        cleaned = _ANY_TAG.sub("", cleaned)
+    return " ".join(cleaned.split("\n")) if "\n" in cleaned else cleaned

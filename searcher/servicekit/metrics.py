@@ -1,0 +1,46 @@
+"""The HTTP metrics that every service has (RED: rate, errors, duration). A service's own are in its metrics.py."""
+
+import time
+
+from prometheus_client import Counter, Gauge, Histogram
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+REQUESTS = Counter(
+    "searcher_http_requests",
+    "Requests by outcome. A rising share of code 503 means: too little capacity, or a dependency is down.",
+    ["service", "method", "route", "code"],
+)
+SECONDS = Histogram(
+    "searcher_http_request_seconds",
+    "Time to the end of the response. Rises before 503s do.",
+    ["service", "method", "route"],
+    buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300),
+)
+IN_FLIGHT = Gauge("searcher_http_requests_in_flight", "Requests being served now.", ["service"])
+
+
+class MetricsMiddleware:
+    """Counts and times requests by route template (never by raw path, which would be unbounded)."""
+
+    def __init__(self, app: ASGIApp, *, service: str) -> None:
+        self.app, self.service = app, service
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        started, code = time.perf_counter(), 500
+
+        async def observe(message: Message) -> None:
+            nonlocal code
+            if message["type"] == "http.response.start":
+                code = message["status"]
+            await send(message)
+
+        with IN_FLIGHT.labels(self.service).track_inprogress():
+            try:
+                await self.app(scope, receive, observe)
+            finally:
+                route = getattr(scope.get("route"), "path", "unmatched")
+                REQUESTS.labels(self.service, scope["method"], route, code).inc()
+                SECONDS.labels(self.service, scope["method"], route).observe(time.perf_counter() - started)
