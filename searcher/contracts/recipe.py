@@ -1,7 +1,8 @@
 """One experiment, every number of it: TOML -> this.
 
-A recipe says what to train (model, data, stages), how to sample (rollout) and how to learn (trainer). Paths are relative
-to the recipe's file until `searcher.recipes.load` makes them absolute. Combinations known to be wrong are refused here.
+A recipe says what to train (model, data, stages), how to sample (rollout) and how to learn (trainer). Paths are
+relative to the recipe's file until `searcher.recipes.load_recipe` makes them absolute. Combinations known to be wrong
+are refused here.
 """
 
 from enum import StrEnum
@@ -80,7 +81,7 @@ class TrainerRecipe(Contract):
     """Optimiser updates on one batch of trajectories, each on a disjoint part of it."""
     loss_mean: LossMean = LossMean.TOKEN
     importance_cap: PositiveFloat | None = 2.0
-    """Truncated importance sampling: cap of the per-token ratio trainer policy / sampling policy; None: no correction."""
+    """Truncated importance sampling: cap of the ratio trainer policy / sampling policy per token; None: uncorrected."""
     kl_coefficient: float = Field(default=0.0, ge=0.0)
     kl_in: Literal["reward", "loss"] = "reward"
     """k1 in the token rewards (R1-Searcher), or k3 added to the loss (GRPO)."""

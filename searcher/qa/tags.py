@@ -44,8 +44,10 @@ def document_block(passages: Sequence[Passage]) -> str:
 
 
 def without_tags(text: str) -> str:
-    """Retrieved text is data: our own tags inside it are removed and it is put on one line, so that no passage can speak in the system's voice."""
-    cleaned = text
-    while _ANY_TAG.search(cleaned):
-        cleaned = _ANY_TAG.sub("", cleaned)
-    return " ".join(cleaned.split("\n")) if "\n" in cleaned else cleaned
+    """Retrieved text is data: our tags are removed from it and it is put on one line.
+
+    No passage can so speak in the system's voice, not even with a tag inside a tag.
+    """
+    while _ANY_TAG.search(text):
+        text = _ANY_TAG.sub("", text)
+    return text.replace("\n", " ")

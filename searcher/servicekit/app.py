@@ -1,6 +1,6 @@
 """The HTTP frame that every service shares: health, readiness, metrics, auth, errors, graceful shutdown.
 
-A service brings its routes, a lifespan that opens and closes what it holds, and a readiness check; see `create_service`.
+A service brings its routes, a lifespan that opens and closes what it holds, and a readiness check.
 """
 
 import hmac

@@ -117,8 +117,8 @@ class ExperienceStream:
 
     async def read(self, after: str, *, count: int, block_ms: int) -> list[tuple[str, ScoredGroup]]:
         """Entries after the position `after` ("0-0": from the start), each with its own position."""
-        entries = await self.redis.xread({self.key: after}, count=count, block=block_ms)
-        return [(entry_id.decode(), unpack_group(fields)) for entry_id, fields in _rows(entries)]
+        answer: Any = await self.redis.xread({self.key: after}, count=count, block=block_ms)
+        return [(entry_id.decode(), unpack_group(fields)) for entry_id, fields in _rows(answer)]
 
     async def trim(self, before: str) -> None:
         """Forget entries older than `before`: a checkpoint holds what was learned from them."""
@@ -157,7 +157,7 @@ async def wanted_weights(redis: Redis) -> WeightVersion | None:
 
 
 def _rows(answer: Any) -> list[Any]:
-    """The entries of the one stream asked for: redis-py answers with a dict (RESP3) or a list (RESP2), or with nothing."""
+    """The entries of the one stream asked for: redis-py answers with a dict (RESP3), a list (RESP2) or nothing."""
     if not answer:
         return []
     if isinstance(answer, list):
