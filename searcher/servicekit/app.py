@@ -3,6 +3,7 @@
 A service brings its routes, a lifespan that opens and closes what it holds, and a readiness check.
 """
 
+import asyncio
 import hmac
 import math
 import signal
@@ -17,7 +18,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
-from starlette.middleware.base import RequestResponseEndpoint
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from searcher import __version__
 from searcher.contracts.errors import ErrorBody, InvalidInput, NotReady, SearcherError, Unauthorized, Unavailable
@@ -51,7 +52,8 @@ def create_service(
     app.state.draining = False
     _render_errors(app)
     _add_probes(app, is_ready)
-    _require_token(app, settings.shared.api_key)
+    if settings.shared.api_key is not None:
+        app.add_middleware(_TokenMiddleware, api_key=settings.shared.api_key)
     app.add_middleware(MetricsMiddleware, service=name)
     return app
 
@@ -78,8 +80,6 @@ class _DrainingServer(uvicorn.Server):
         self.app, self.drain_seconds = app, drain_seconds
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        import asyncio
-
         if self.app.state.draining:  # a second signal: do not wait for anything
             self.force_exit = self.should_exit = True
             return
@@ -111,18 +111,22 @@ def _add_probes(app: FastAPI, is_ready: ReadinessCheck) -> None:
         return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
 
 
-def _require_token(app: FastAPI, api_key: str | None) -> None:
-    if api_key is None:
-        return
-    expected = f"Bearer {api_key}".encode()
+class _TokenMiddleware:
+    """Every path but the open ones needs the bearer token."""
 
-    @app.middleware("http")
-    async def check_token(request: Request, call_next: RequestResponseEndpoint) -> Response:
-        given = request.headers.get("authorization", "").encode()
-        if request.url.path in OPEN_PATHS or hmac.compare_digest(given, expected):
-            return await call_next(request)
+    def __init__(self, app: ASGIApp, *, api_key: str) -> None:
+        self.app, self.expected = app, f"Bearer {api_key}".encode()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["path"] in OPEN_PATHS or self._is_ours(scope):
+            await self.app(scope, receive, send)
+            return
         error = Unauthorized("send the token of SEARCHER_API_KEY_FILE as 'Authorization: Bearer …'")
-        return _response(error, {"WWW-Authenticate": "Bearer"})
+        await _response(error, {"WWW-Authenticate": "Bearer"})(scope, receive, send)
+
+    def _is_ours(self, scope: Scope) -> bool:
+        given = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
+        return hmac.compare_digest(given, self.expected)
 
 
 def _render_errors(app: FastAPI) -> None:

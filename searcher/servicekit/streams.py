@@ -135,7 +135,7 @@ async def deactivate(redis: Redis, run_id: str) -> None:
 
 
 async def active_runs(redis: Redis) -> list[str]:
-    return sorted(run.decode() for run in await redis.smembers(ACTIVE_RUNS))
+    return sorted(_text(run) for run in await redis.smembers(ACTIVE_RUNS))
 
 
 async def forget(redis: Redis, run_id: str) -> None:
@@ -154,6 +154,10 @@ async def wanted_weights(redis: Redis) -> WeightVersion | None:
     """None until a run has published: engines keep the model they were started with."""
     value = await redis.get(WANTED_WEIGHTS)
     return None if value is None else WeightVersion.model_validate_json(value)
+
+
+def _text(value: bytes | str) -> str:
+    return value.decode() if isinstance(value, bytes) else value
 
 
 def _rows(answer: Any) -> list[Any]:

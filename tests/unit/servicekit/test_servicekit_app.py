@@ -1,0 +1,138 @@
+"""What every service does alike: probes, tokens, errors, limits."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+from fastapi import FastAPI
+from pydantic import ValidationError
+
+from searcher.contracts.errors import InvalidInput, NotReady, Overloaded
+from searcher.contracts.search import SearchRequest
+from searcher.servicekit.app import create_service
+from searcher.servicekit.settings import ServiceSettings, SharedSettings
+
+pytestmark = pytest.mark.anyio
+
+
+class ToySettings(ServiceSettings):
+    port: int = 8999
+
+
+def toy_app(settings: ToySettings | None = None, *, ready: bool = True) -> FastAPI:
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        yield
+
+    async def is_ready(app: FastAPI) -> None:
+        if not ready:
+            raise NotReady("index is loading")
+
+    app = create_service("toy", summary="", settings=settings or ToySettings(), lifespan=lifespan, is_ready=is_ready)
+
+    @app.post("/v1/search")
+    async def search(request: SearchRequest) -> dict[str, int]:
+        return {"queries": len(request.queries)}
+
+    @app.get("/v1/fails/{how}")
+    async def fails(how: str) -> None:
+        raise {"invalid": InvalidInput("k: 0 is too small"), "full": Overloaded("busy", retry_after_seconds=2.5)}[how]
+
+    return app
+
+
+def client_of(app: FastAPI, **headers: str) -> httpx.AsyncClient:
+    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+    return httpx.AsyncClient(transport=transport, base_url="http://toy", headers=headers)
+
+
+async def test_a_service_that_is_not_ready_still_lives() -> None:
+    async with client_of(toy_app(ready=False)) as client:
+        alive, ready = await client.get("/healthz"), await client.get("/readyz")
+
+    assert alive.status_code == 200
+    assert ready.status_code == 503
+    assert ready.json() == {"error": "NotReady", "detail": "index is loading"}
+
+
+async def test_a_draining_service_says_it_is_not_ready() -> None:
+    app = toy_app()
+    app.state.draining = True
+
+    async with client_of(app) as client:
+        assert (await client.get("/readyz")).status_code == 503
+
+
+async def test_bad_input_names_the_field_and_the_value() -> None:
+    async with client_of(toy_app()) as client:
+        answer = await client.post("/v1/search", json={"queries": [""], "k": 3})
+
+    assert answer.status_code == 422
+    assert answer.json()["error"] == "InvalidInput"
+    assert "body.queries.0" in answer.json()["detail"]
+
+
+async def test_a_body_that_is_not_json_is_a_clear_4xx() -> None:
+    async with client_of(toy_app()) as client:
+        answer = await client.post("/v1/search", content=b"{", headers={"Content-Type": "application/json"})
+
+    assert answer.status_code == 422
+
+
+async def test_overload_tells_when_to_come_back() -> None:
+    async with client_of(toy_app()) as client:
+        answer = await client.get("/v1/fails/full")
+
+    assert answer.status_code == 503
+    assert answer.headers["Retry-After"] == "3"
+
+
+async def test_an_unknown_error_shows_no_internals() -> None:
+    async with client_of(toy_app()) as client:
+        answer = await client.get("/v1/fails/unheard-of")
+
+    assert answer.status_code == 500
+    assert answer.json()["error"] == "InternalError"
+    assert "unheard" not in answer.text
+
+
+async def test_a_body_over_the_limit_is_refused() -> None:
+    async with client_of(toy_app(ToySettings(max_body_bytes=1024))) as client:
+        answer = await client.post("/v1/search", json={"queries": ["x" * 2000]})
+
+    assert answer.status_code == 413
+
+
+async def test_everything_but_the_probes_needs_the_token(tmp_path: Path) -> None:
+    key = tmp_path / "key"
+    key.write_text("secret\n")
+    app = toy_app(ToySettings(shared=SharedSettings(api_key_file=key)))
+
+    async with client_of(app) as stranger, client_of(app, Authorization="Bearer secret") as friend:
+        assert (await stranger.get("/healthz")).status_code == 200
+        assert (await stranger.get("/metrics")).status_code == 200
+        assert (await stranger.post("/v1/search", json={"queries": ["a"]})).status_code == 401
+        assert (await friend.post("/v1/search", json={"queries": ["a"]})).status_code == 200
+
+
+def test_no_service_opens_to_the_network_without_a_token() -> None:
+    with pytest.raises(ValidationError, match="SEARCHER_API_KEY_FILE"):
+        ToySettings(host="0.0.0.0")
+
+
+def test_an_empty_token_is_no_token(tmp_path: Path) -> None:
+    key = tmp_path / "key"
+    key.write_text("\n")
+
+    with pytest.raises(ValueError, match="is empty"):
+        toy_app(ToySettings(shared=SharedSettings(api_key_file=key)))
+
+
+async def test_requests_are_counted_by_route_not_by_path() -> None:
+    async with client_of(toy_app()) as client:
+        await client.get("/v1/fails/full")
+        metrics = (await client.get("/metrics")).text
+
+    assert 'searcher_http_requests_total{code="503",method="GET",route="/v1/fails/{how}",service="toy"}' in metrics
