@@ -162,9 +162,9 @@ class Recipe(Contract):
                 f"rollout.temperature and rollout.top_p must be 1.0 in training (got {self.rollout.temperature}, "
                 f"{self.rollout.top_p}): the engine's logprobs are the policy's only there"
             )
-        if self.questions_per_step % self.trainer.updates_per_step:
+        if self.trajectories_per_step % self.trainer.updates_per_step:
             raise ValueError(
-                f"questions_per_step ({self.questions_per_step}) must be a multiple of "
+                f"questions_per_step x samples_per_question ({self.trajectories_per_step}) must be a multiple of "
                 f"trainer.updates_per_step ({self.trainer.updates_per_step})"
             )
         names = [stage.name for stage in self.stages]

@@ -23,6 +23,7 @@ TAGS = (
     DOCUMENTS_CLOSE,
 )
 _ANY_TAG = re.compile("|".join(re.escape(tag) for tag in TAGS))
+_LONGEST_TAG = max(len(tag) for tag in TAGS)
 
 
 def asked_query(turn: str) -> str | None:
@@ -31,10 +32,9 @@ def asked_query(turn: str) -> str | None:
     Text after the last opening tag, without double quotes, whitespace collapsed. May be "" (an empty query is a fact
     about the model, and the caller decides what follows).
     """
-    if QUERY_OPEN not in turn or QUERY_CLOSE not in turn:
-        return None
-    inside = turn[: turn.rindex(QUERY_CLOSE)].rpartition(QUERY_OPEN)[2]
-    return " ".join(inside.replace('"', "").split())
+    before, closed, _ = turn.rpartition(QUERY_CLOSE)
+    _, opened, inside = before.rpartition(QUERY_OPEN)
+    return " ".join(inside.replace('"', "").split()) if opened and closed else None
 
 
 def document_block(passages: Sequence[Passage]) -> str:
@@ -48,6 +48,12 @@ def without_tags(text: str) -> str:
 
     No passage can so speak in the system's voice, not even with a tag inside a tag.
     """
-    while _ANY_TAG.search(text):
-        text = _ANY_TAG.sub("", text)
-    return text.replace("\n", " ")
+    if _ANY_TAG.search(text) is None:
+        return text.replace("\n", " ")
+    kept: list[str] = []  # holds no tag before each character, so a new one can only end here: one pass is enough
+    for character in text:
+        kept.append(character)
+        if character == ">":
+            end = "".join(kept[-_LONGEST_TAG:])
+            del kept[len(kept) - next((len(tag) for tag in TAGS if end.endswith(tag)), 0) :]
+    return "".join(kept).replace("\n", " ")

@@ -1,0 +1,73 @@
+"""A response -> its answer; an answer and its golds -> exact match, cover-EM and F1 by R1-Searcher's published rules.
+
+Everything is linear in its input: a policy may answer with a megabyte of anything.
+"""
+
+import re
+import string
+from collections import Counter
+from collections.abc import Iterator, Sequence
+
+from searcher.qa.tags import ANSWER_CLOSE, ANSWER_OPEN
+
+Answer = str | bool
+"""Data sets give some answers as booleans; they mean yes and no."""
+Golds = Answer | Sequence[Answer]
+"""One gold answer or several; of several, the one that fits best counts. Never none."""
+
+_PUNCTUATION = str.maketrans(dict.fromkeys(string.punctuation + "‘’´`", " "))
+_ARTICLES = re.compile(r"\b(a|an|the)\b")
+_CLOSED_ANSWERS = frozenset({"yes", "no", "noanswer"})
+
+
+def extract_answer(text: str) -> str | None:
+    """Text after the last `<answer>` and before the next `</answer>`, stripped; None where either is missing."""
+    _, opened, rest = text.rpartition(ANSWER_OPEN)
+    inside, closed, _ = rest.partition(ANSWER_CLOSE)
+    return inside.strip() if opened and closed else None
+
+
+def normalize_answer(text: str) -> str:
+    """Lower case; punctuation becomes a space (`U.S.` -> `u s`); articles go; whitespace collapses. In this order."""
+    return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
+
+
+def exact_match(prediction: Answer, golds: Golds) -> float:
+    predicted = _normalized(prediction)
+    return float(any(predicted == gold for gold in _normalized_golds(golds)))
+
+
+def cover_exact_match(prediction: Answer, golds: Golds) -> float:
+    """1 if every word of a gold answer is among the prediction's words, in any order and anywhere ("York New")."""
+    # Splitting "" at " " gives [""], so a gold of articles only is covered by an empty prediction and by no other.
+    predicted = set(_normalized(prediction).split(" "))
+    return float(any(predicted.issuperset(gold.split(" ")) for gold in _normalized_golds(golds)))
+
+
+def f1(prediction: Answer, golds: Golds) -> float:
+    """F1 over the words with their counts; yes, no and noanswer are right or wrong as a whole."""
+    predicted = _normalized(prediction)
+    words = predicted.split()
+    counts = Counter(words)
+
+    def against(gold: str) -> float:
+        if predicted != gold and not _CLOSED_ANSWERS.isdisjoint((predicted, gold)):
+            return 0.0
+        gold_words = gold.split()
+        num_same = sum(min(count, counts[word]) for word, count in Counter(gold_words).items())
+        if num_same == 0:
+            return 0.0
+        precision, recall = num_same / len(words), num_same / len(gold_words)
+        return 2 * precision * recall / (precision + recall)
+
+    return max(against(gold) for gold in _normalized_golds(golds))
+
+
+def _normalized(answer: Answer) -> str:
+    text = str(answer)
+    return {"True": "yes", "False": "no"}.get(text) or normalize_answer(text)
+
+
+def _normalized_golds(golds: Golds) -> Iterator[str]:
+    for gold in [golds] if isinstance(golds, str | bool) else golds:
+        yield _normalized(gold)
