@@ -2,8 +2,10 @@
 
 import gzip
 import json
+import random
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -61,6 +63,15 @@ def load_questions(path: Path, *, corpus: str = "default", limit: int | None = N
             raise InvalidInput(f"{path}: the id {question.id!r} occurs twice; ids must be unique")
         seen.add(question.id)
     return questions
+
+
+def balanced_sample(questions: Sequence[Question], count: int, *, seed: int) -> list[Question]:
+    """A fixed sample with as many questions of each hop count as there are; all questions if there are no more."""
+    by_hops: dict[int | None, list[Question]] = {}
+    for question in random.Random(seed).sample(questions, len(questions)):
+        by_hops.setdefault(question.hops, []).append(question)
+    in_turn = chain.from_iterable(zip_longest(*(by_hops[hops] for hops in sorted(by_hops, key=str))))
+    return [question for question in in_turn if question is not None][:count]
 
 
 def explain(error: ValidationError) -> str:

@@ -12,8 +12,10 @@ class CliSettings(BaseSettings):
         env_prefix="SEARCHER_", frozen=True, use_attribute_docstrings=True, extra="ignore"
     )
 
-    state_dir: Path = Path(".searcher")
-    """Logs, indexes, runs and weights of the embedded deployment."""
+    state_dir: Path = PROJECT_ROOT / ".searcher"
+    """Logs, indexes and weights of the embedded deployment."""
+    runs_dir: Path = PROJECT_ROOT / "runs"
+    """Checkpoints, metrics and trajectories of its training runs."""
     engine_python: Path = PROJECT_ROOT / ".venv-engine" / "bin" / "python"
     """The interpreter of the environment that holds vLLM."""
     trainer_url: str | None = None

@@ -40,8 +40,6 @@ class Program:
     """Answers 200 when the program can serve. None: ready as soon as it runs."""
     stop_seconds: int = 15
     """After SIGTERM; then SIGKILL."""
-    stop_as_group: bool = True
-    """Whether SIGTERM goes to the program's children too. False where it finishes its children's work by itself."""
 
     @property
     def url(self) -> str | None:
@@ -99,7 +97,7 @@ def render_config(programs: Sequence[Program], *, state_dir: Path, cwd: Path, so
             "startretries": 100,
             "stopsignal": "TERM",
             "stopwaitsecs": program.stop_seconds,
-            "stopasgroup": "true" if program.stop_as_group else "false",
+            "stopasgroup": "true",
             "killasgroup": "true",
             "redirect_stderr": "true",
             "stdout_logfile": str(log_path(state_dir, program.name)),
@@ -140,7 +138,7 @@ class Supervisor:
 
     def is_running(self) -> bool:
         try:
-            return self._call("getState")["statename"] == "RUNNING"
+            return str(self._call("getState")["statename"]) == "RUNNING"
         except SearcherError:
             return False
 

@@ -149,6 +149,11 @@ class Recipe(Contract):
     def trajectories_per_step(self) -> int:
         return self.questions_per_step * self.samples_per_question
 
+    @property
+    def evaluation_plan(self) -> RolloutPlan:
+        """Greedy, and stopping at the answer, as published evaluations do."""
+        return self.rollout.model_copy(update={"temperature": 0.0, "stop_at_answer": True})
+
     @model_validator(mode="after")
     def _refuse_what_is_known_to_fail(self) -> Self:
         unclipped = self.trainer.clip_low is None or self.trainer.clip_high is None

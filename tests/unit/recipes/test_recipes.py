@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from searcher.contracts.errors import InvalidInput
+from searcher.contracts.question import Question
 from searcher.contracts.recipe import Recipe
-from searcher.recipes import load_questions, load_recipe
+from searcher.recipes import balanced_sample, load_questions, load_recipe
 
 RECIPES = sorted((Path(__file__).parents[3] / "recipes").glob("*.toml"))
 
@@ -113,3 +114,13 @@ def test_a_wrong_question_file_names_the_line(tmp_path: Path, content: bytes, sa
 
     with pytest.raises(InvalidInput, match=says):
         load_questions(path)
+
+
+def test_a_sample_is_balanced_over_hop_counts_and_repeatable() -> None:
+    questions = [Question(id=str(i), question="?", answers=("a",), hops=1 if i < 90 else 2) for i in range(100)]
+
+    sample = balanced_sample(questions, 16, seed=3)
+
+    assert [sum(q.hops == hops for q in sample) for hops in (1, 2)] == [8, 8]
+    assert sample == balanced_sample(questions, 16, seed=3)
+    assert len(balanced_sample(questions, 1_000, seed=3)) == 100

@@ -1,0 +1,196 @@
+"""The demo: a tiny base model learns to search a fictional world, on this machine, through the real services.
+
+    python -m demo.run            resume an unfinished demo, or start a new one
+    python -m demo.run --fresh    start a new one
+
+worlds -> services up -> evaluate before -> train (stage 1, stage 2) -> evaluate after -> services down -> report.
+Leaves `summary.json` and `report.html` in the run's directory.
+"""
+
+import argparse
+import asyncio
+import json
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from demo.report import render
+from demo.world import write_worlds
+from searcher.cli.embedded import Deployment
+from searcher.cli.progress import show_startup, track_evaluation, track_run
+from searcher.contracts.errors import SearcherError
+from searcher.contracts.recipe import Recipe
+from searcher.contracts.report import EvaluationRequest, Report
+from searcher.contracts.run import RunRequest, RunState
+from searcher.recipes import balanced_sample, load_questions, load_recipe
+
+PROJECT = Path(__file__).resolve().parents[1]
+NUM_QUESTIONS = 256
+"""Held-out questions, half of them with one hop and half with two."""
+
+console = Console()
+
+
+class Phases:
+    """Seconds per phase, kept on disk so that a resumed demo reports its whole time."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.seconds: dict[str, float] = json.loads(path.read_text()) if path.exists() else {}
+
+    @contextmanager
+    def timed(self, name: str) -> Iterator[None]:
+        started = time.monotonic()
+        try:
+            yield
+        finally:
+            self.seconds[name] = round(self.seconds.get(name, 0.0) + time.monotonic() - started, 1)
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.path.write_text(json.dumps(self.seconds))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--fresh", action="store_true", help="start anew, even if an unfinished demo could go on")
+    parser.add_argument("--recipe", type=Path, default=PROJECT / "recipes" / "tiny.toml")
+    parser.add_argument("--run-id", default="demo")
+    parser.add_argument("--seed", type=int, help="another seed than the recipe's")
+    parser.add_argument("--port-offset", type=int, default=0, help="added to every port, if the usual ones are taken")
+    arguments = parser.parse_args()
+    try:
+        run_demo(arguments.recipe, arguments.run_id, arguments.port_offset, seed=arguments.seed, fresh=arguments.fresh)
+    except SearcherError as error:
+        console.print(f"[red]{error.detail}[/red]")
+        sys.exit(1)
+    except KeyboardInterrupt:
+        console.print(
+            "\nStopped; nothing is left running. Go on with [bold]make demo[/bold], or [bold]make demo FRESH=1[/bold]."
+        )
+        sys.exit(130)
+
+
+def run_demo(recipe_path: Path, run_id: str, port_offset: int, *, seed: int | None, fresh: bool) -> None:
+    started = time.monotonic()
+    run_dir, state_dir = PROJECT / "runs" / run_id, PROJECT / ".searcher" / run_id
+    if fresh or (run_dir / "summary.json").exists():
+        shutil.rmtree(run_dir, ignore_errors=True)
+        shutil.rmtree(state_dir, ignore_errors=True)
+    phases = Phases(run_dir / "phases.json")
+    with phases.timed("world"):
+        write_worlds(PROJECT / "build" / "tiny-world")
+    recipe = load_recipe(recipe_path)
+    if seed is not None:
+        recipe = recipe.model_copy(update={"seed": seed})
+    deployment = Deployment.for_recipe(recipe, state_dir, port_offset)
+    try:
+        with phases.timed("services"), show_startup(console) as on_progress:
+            deployment.start(die_with_parent=True)
+            deployment.wait_ready(on_progress)
+        reports = asyncio.run(before_train_after(deployment, recipe, run_id, phases))
+    finally:
+        with phases.timed("shutdown"):
+            deployment.stop()
+    summary = summarise(reports, phases.seconds)
+    (run_dir / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    render(run_dir, reports["before"], reports["after"], summary, run_dir / "report.html")
+    show(summary, run_dir, time.monotonic() - started)
+
+
+async def before_train_after(deployment: Deployment, recipe: Recipe, run_id: str, phases: Phases) -> dict[str, Report]:
+    """Greedy and sampled reports, before and after training."""
+    with phases.timed("evaluate before"):
+        reports = {
+            "before": await evaluate(deployment, recipe, f"{run_id}-before", temperature=0.0),
+            "before_sampled": await evaluate(deployment, recipe, f"{run_id}-before-sampled", temperature=1.0),
+        }
+    with phases.timed("train"):
+        await train(deployment, recipe, run_id)
+    with phases.timed("evaluate after"):
+        return reports | {
+            "after": await evaluate(deployment, recipe, f"{run_id}-after", temperature=0.0),
+            "after_sampled": await evaluate(deployment, recipe, f"{run_id}-after-sampled", temperature=1.0),
+        }
+
+
+async def evaluate(deployment: Deployment, recipe: Recipe, name: str, *, temperature: float) -> Report:
+    """On the held-out world. Asking for an evaluation that exists gives its report at once."""
+    assert recipe.evaluation is not None
+    questions = load_questions(Path(recipe.evaluation.questions), corpus=recipe.evaluation.corpus)
+    request = EvaluationRequest(
+        id=name,
+        title=name,
+        questions=tuple(balanced_sample(questions, NUM_QUESTIONS, seed=recipe.seed)),
+        plan=recipe.evaluation_plan.model_copy(update={"temperature": temperature, "seed": 0}),
+    )
+    async with deployment.evaluator() as evaluator:
+        return await track_evaluation(console, evaluator, request)
+
+
+async def train(deployment: Deployment, recipe: Recipe, run_id: str) -> None:
+    """Raises SearcherError if the run fails; a run that is done already is left alone."""
+    async with deployment.trainer() as trainer:
+        known = {run.run_id: run for run in await trainer.runs()}
+        if run_id in known and known[run_id].state is RunState.DONE:
+            return
+        if run_id not in known or known[run_id].state is not RunState.RUNNING:
+            await trainer.start(RunRequest(run_id=run_id, recipe=recipe, resume=run_id in known))
+        status = await track_run(console, trainer, run_id, recipe)
+    if status.state is not RunState.DONE:
+        raise SearcherError(f"run {run_id} is {status.state.value}: {status.error or 'see its events.jsonl'}")
+
+
+def summarise(reports: dict[str, Report], seconds: dict[str, float]) -> dict[str, Any]:
+    return {**{name: figures(report) for name, report in reports.items()}, "seconds": seconds}
+
+
+def figures(report: Report) -> dict[str, float]:
+    one, two, overall = report.by_hops["1"], report.by_hops["2"], report.overall
+    return {
+        "f1": overall.f1,
+        "f1_1hop": one.f1,
+        "f1_2hop": two.f1,
+        "search_rate": overall.search_rate,
+        "format_rate": overall.format_rate,
+        "searches_per_1hop": one.searches_mean,
+        "searches_per_2hop": two.searches_mean,
+        "num_questions": overall.num_questions,
+    }
+
+
+def show(summary: dict[str, Any], run_dir: Path, seconds: float) -> None:
+    rows = {
+        "F1": "f1",
+        "F1, 1 hop": "f1_1hop",
+        "F1, 2 hops": "f1_2hop",
+        "search rate": "search_rate",
+        "format right": "format_rate",
+        "searches per 2-hop question": "searches_per_2hop",
+    }
+    columns = {
+        "before": "before",
+        "after": "after",
+        "before, sampled": "before_sampled",
+        "after, sampled": "after_sampled",
+    }
+    table = Table(title="A held-out world: no name of it was seen in training", title_justify="left")
+    table.add_column("")
+    for column in columns:
+        table.add_column(column, justify="right")
+    for label, key in rows.items():
+        table.add_row(label, *(f"{summary[name][key]:.2f}" for name in columns.values()))
+    console.print(table)
+    console.print(f"{seconds / 60:.1f} minutes. Report: [bold]{run_dir / 'report.html'}[/bold]")
+    console.print(
+        "Next: [bold]searcher up recipes/tiny.toml[/bold], then [bold]searcher ask[/bold] …; [bold]docs/results.md[/bold] has more runs."
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,82 @@
+"""A questions file -> figures in the terminal and a report on disk."""
+
+import asyncio
+import datetime as dt
+import re
+from pathlib import Path
+
+from rich.table import Table
+
+from searcher.cli.ask import greedy, plan_of_deployment
+from searcher.cli.console import console, duration
+from searcher.cli.lifecycle import existing
+from searcher.cli.progress import track_evaluation
+from searcher.cli.settings import CliSettings
+from searcher.clients.evaluator import EvaluatorClient
+from searcher.contracts.report import EvaluationRequest, Metrics, Report
+from searcher.recipes import load_questions
+from searcher.servicekit.settings import SharedSettings
+
+COLUMNS = (
+    ("questions", "num_questions", "{:.0f}"),
+    ("EM", "em", "{:.3f}"),
+    ("cover-EM", "cover_em", "{:.3f}"),
+    ("F1", "f1", "{:.3f}"),
+    ("reward", "reward", "{:+.3f}"),
+    ("searched", "search_rate", "{:.0%}"),
+    ("searches", "searches_mean", "{:.2f}"),
+    ("format", "format_rate", "{:.0%}"),
+    ("answered", "answered_rate", "{:.0%}"),
+    ("evidence", "evidence_rate", "{:.0%}"),
+    ("tokens", "response_tokens_mean", "{:.0f}"),
+)
+
+
+def evaluate(
+    questions: Path, *, corpus: str, limit: int | None, temperature: float, out: Path | None, state_dir: Path | None
+) -> None:
+    request = EvaluationRequest(
+        id=_evaluation_id(questions),
+        title=questions.name,
+        questions=tuple(load_questions(questions, corpus=corpus, limit=limit)),
+        plan=greedy(plan_of_deployment(state_dir), temperature=temperature),
+    )
+    folder = out or (state_dir or CliSettings().state_dir) / "reports" / request.id
+    report, html = asyncio.run(_run(_client(state_dir), request))
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "report.json").write_text(report.model_dump_json(indent=1))
+    (folder / "report.html").write_text(html)
+    console.print(metrics_table(report))
+    console.print(f"{folder / 'report.json'}\n{folder / 'report.html'}", soft_wrap=True)
+
+
+def metrics_table(report: Report) -> Table:
+    table = Table(title=f"{report.title}: weights {report.weights}, {duration(report.seconds)}", title_justify="left")
+    table.add_column("")
+    for title, _, _ in COLUMNS:
+        table.add_column(title, justify="right")
+    table.add_row("all", *_cells(report.overall), style="bold")
+    for hops, metrics in sorted(report.by_hops.items()):
+        table.add_row(f"{hops} hop{'' if hops == '1' else 's'}", *_cells(metrics))
+    return table
+
+
+def _cells(metrics: Metrics) -> list[str]:
+    values = [(getattr(metrics, field), form) for _, field, form in COLUMNS]
+    return ["–" if value is None else form.format(value) for value, form in values]
+
+
+async def _run(client: EvaluatorClient, request: EvaluationRequest) -> tuple[Report, str]:
+    async with client:
+        return await track_evaluation(console, client, request), await client.report_html(request.id)
+
+
+def _client(state_dir: Path | None) -> EvaluatorClient:
+    url = CliSettings().evaluator_url
+    return EvaluatorClient(url, api_key=SharedSettings().api_key) if url else existing(state_dir).evaluator()
+
+
+def _evaluation_id(questions: Path) -> str:
+    """New for every call: the same questions to newer weights are another evaluation."""
+    stem = re.sub(r"[^A-Za-z0-9._-]+", "-", questions.name.split(".")[0]).strip("-.") or "questions"
+    return f"{stem[:64]}-{dt.datetime.now(dt.UTC):%Y%m%d-%H%M%S}"

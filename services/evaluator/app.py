@@ -1,0 +1,189 @@
+"""HTTP -> evaluations. The API process also reconciles: it re-sends lost chunks and closes finished evaluations."""
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Annotated, Literal
+
+import structlog
+from celery import Celery
+from fastapi import FastAPI, Path, Query, Request
+from fastapi.responses import HTMLResponse, JSONResponse, Response
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import RedisError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from searcher.contracts.base import Name
+from searcher.contracts.errors import Conflict, InvalidInput, NotFound, NotReady, UpstreamUnavailable
+from searcher.contracts.report import EvaluationRequest, EvaluationState, EvaluationStatus, Report
+from searcher.servicekit.app import create_service
+from searcher.servicekit.streams import connect
+from services.evaluator.archive import Archive
+from services.evaluator.dispatch import create_celery, dispatch
+from services.evaluator.jobs import Jobs, digest
+from services.evaluator.metrics import FINISHED, IDLE_SECONDS, OPEN
+from services.evaluator.report import render
+from services.evaluator.settings import EvaluatorSettings
+
+log = structlog.get_logger()
+
+EvaluationId = Annotated[Name, Path(alias="id")]
+PAGE_HEADERS = {"Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; img-src data:"}
+
+
+def create_app(settings: EvaluatorSettings) -> FastAPI:
+    archive, celery = Archive(settings.data_dir), create_celery(settings)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        archive.open()
+        async with connect(settings.shared.redis_url) as redis:
+            app.state.jobs = Jobs(redis, settings)
+            reconciler = asyncio.create_task(reconcile_forever(app.state.jobs, celery, archive))
+            yield
+            reconciler.cancel()
+            await asyncio.gather(reconciler, return_exceptions=True)
+
+    async def is_ready(app: FastAPI) -> None:
+        try:
+            await jobs().redis.ping()
+        except RedisError as error:
+            raise NotReady(f"Redis at SEARCHER_REDIS_URL does not answer: {error}") from error
+
+    app = create_service(
+        "evaluator", summary="Weights x benchmark -> a report.", settings=settings, lifespan=lifespan, is_ready=is_ready
+    )
+    app.add_exception_handler(RedisConnectionError, _redis_is_away)
+    app.add_exception_handler(RedisTimeoutError, _redis_is_away)
+
+    def jobs() -> Jobs:
+        known: Jobs = app.state.jobs
+        return known
+
+    @app.post("/v1/evaluations", tags=["evaluations"])
+    async def submit(request: EvaluationRequest) -> EvaluationStatus:
+        """Start an evaluation, or get the one that exists under this id."""
+        _refuse_repeated_ids(request)
+        kept = archive.summary(request.id)
+        if kept is not None:
+            if kept.digest != digest(request):
+                raise Conflict(f"id: evaluation {request.id!r} exists with other content; choose another id")
+            return kept.status
+        await jobs().create(request)
+        await dispatch(jobs(), celery, request.id)
+        return await jobs().status(request.id)
+
+    @app.get("/v1/evaluations", tags=["evaluations"])
+    async def newest(limit: Annotated[int, Query(ge=1, le=1_000)] = 100) -> list[EvaluationStatus]:
+        """The newest evaluations that Redis remembers, newest first."""
+        return await jobs().newest(limit)
+
+    @app.get("/v1/evaluations/{id}", tags=["evaluations"])
+    async def status(evaluation_id: EvaluationId) -> EvaluationStatus:
+        """How far it is, with the figures over the questions answered so far."""
+        try:
+            return await jobs().status(evaluation_id)
+        except NotFound:
+            kept = archive.summary(evaluation_id)
+            if kept is None:
+                raise
+            return kept.status
+
+    @app.post("/v1/evaluations/{id}/cancel", tags=["evaluations"])
+    async def cancel(evaluation_id: EvaluationId) -> EvaluationStatus:
+        """Stop it; it then counts as failed. Nothing happens to one that is done."""
+        await jobs().fail(evaluation_id, reason="cancelled")
+        return await status(evaluation_id)
+
+    @app.get(
+        "/v1/evaluations/{id}/report",
+        tags=["evaluations"],
+        response_class=Response,
+        responses={200: {"model": Report, "content": {"text/html": {}}}},
+    )
+    async def report(evaluation_id: EvaluationId, format: Literal["json", "html"] = "json") -> Response:
+        """The report of an evaluation that is done; 409 before that."""
+        text = archive.report(evaluation_id)
+        if text is None:
+            _refuse_unfinished(await jobs().status(evaluation_id))
+            text = (await keep_report(jobs(), archive, evaluation_id)).model_dump_json()
+        if format == "json":
+            return Response(text, media_type="application/json")
+        page = archive.page(evaluation_id)
+        if page is None:
+            page = await asyncio.to_thread(keep_page, archive, Report.model_validate_json(text))
+        return HTMLResponse(page, headers=PAGE_HEADERS)
+
+    return app
+
+
+async def reconcile_forever(jobs: Jobs, celery: Celery, archive: Archive) -> None:
+    while True:
+        try:
+            await reconcile(jobs, celery, archive)
+        except RedisError as error:
+            log.warning("not reconciled", error=str(error))
+        await asyncio.sleep(jobs.settings.reconcile_seconds)
+
+
+async def reconcile(jobs: Jobs, celery: Celery, archive: Archive) -> None:
+    """Look once at every open evaluation: send what is due, close what has come to its end."""
+    states: Counter[EvaluationState] = Counter()
+    idle_seconds = 0.0
+    for evaluation_id in await jobs.open_ids():
+        await dispatch(jobs, celery, evaluation_id)
+        state = (await jobs.status(evaluation_id)).state
+        if state in (EvaluationState.DONE, EvaluationState.FAILED):
+            await close(jobs, archive, evaluation_id, state)
+        else:
+            states[state] += 1
+            idle_seconds = max(idle_seconds, await jobs.idle_seconds(evaluation_id))
+    for state in (EvaluationState.QUEUED, EvaluationState.RUNNING):
+        OPEN.labels(state).set(states[state])
+    IDLE_SECONDS.set(idle_seconds)
+
+
+async def close(jobs: Jobs, archive: Archive, evaluation_id: str, state: EvaluationState) -> None:
+    """Bring the report to disk, then let Redis forget. A full disk is tried again in the next round."""
+    if state is EvaluationState.DONE:
+        try:
+            await asyncio.to_thread(keep_page, archive, await keep_report(jobs, archive, evaluation_id))
+        except OSError as error:
+            log.error("report not written", evaluation=evaluation_id, error=str(error))
+            return
+    await jobs.close(evaluation_id)
+    FINISHED.labels(state).inc()
+    log.info("closed", evaluation=evaluation_id, state=state.value)
+
+
+async def keep_report(jobs: Jobs, archive: Archive, evaluation_id: str) -> Report:
+    report = await jobs.report(evaluation_id)
+    await asyncio.to_thread(archive.keep, report, digest=await jobs.digest(evaluation_id))
+    return report
+
+
+def keep_page(archive: Archive, report: Report) -> str:
+    page = render(report)
+    archive.keep_page(report.id, page)
+    return page
+
+
+def _refuse_repeated_ids(request: EvaluationRequest) -> None:
+    for question_id, count in Counter(question.id for question in request.questions).most_common(1):
+        if count > 1:
+            raise InvalidInput(f"questions: the id {question_id!r} occurs {count} times; ids must be unique")
+
+
+def _refuse_unfinished(status: EvaluationStatus) -> None:
+    if status.state is EvaluationState.FAILED:
+        raise Conflict(f"evaluation {status.id!r} failed and has no report: {status.error}")
+    if status.state is not EvaluationState.DONE:
+        raise Conflict(
+            f"evaluation {status.id!r} is {status.state.value} ({status.done} of {status.total}); wait for it"
+        )
+
+
+async def _redis_is_away(request: Request, error: Exception) -> Response:
+    unavailable = UpstreamUnavailable(f"Redis does not answer: {error}")
+    return JSONResponse(unavailable.body().model_dump(), unavailable.status, {"Retry-After": "1"})

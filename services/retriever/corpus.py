@@ -1,0 +1,217 @@
+"""Corpus files -> passages, and passages on disk.
+
+    source (JSONL or TSV)  --read_passages-->  SourcePassage, one at a time  --write_passages-->  PassageStore
+
+A store is one file of JSON lines and one of int64 offsets, both memory-mapped: a passage costs no Python object until
+it is asked for, and then it is already the bytes of the response. Indexing is left to `index`.
+"""
+
+import gzip
+import hashlib
+import json
+import mmap
+import re
+from array import array
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, Self, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from searcher.contracts.errors import InvalidInput
+
+Progress = Callable[[str, int, int], None]
+"""Called with (stage, done, total); `total` is constant within a stage."""
+
+PASSAGES_FILE, OFFSETS_FILE = "passages.jsonl", "offsets.npy"
+_LINE_BREAKS_OR_TABS = re.compile(r"[\t\n\r\v\f\x1c-\x1e\x85\u2028\u2029]")
+
+
+@dataclass(frozen=True)
+class SourcePassage:
+    """A passage as its source has it; `line_number` counts from 1."""
+
+    line_number: int
+    id: str
+    title: str
+    text: str
+
+
+def searchable_text(title: str, text: str) -> str:
+    """What is indexed of a passage, by every kind of index."""
+    return f"{title} {text}" if title else text
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Reading sources
+
+
+def read_passages(source: Path, *, on_progress: Progress = lambda stage, done, total: None) -> Iterator[SourcePassage]:
+    """Passages in the order of the file. Blank lines are skipped.
+
+    Raises InvalidInput with file and line for anything that is not a passage.
+    """
+    parse = _parser_for(source)
+    num_bytes = source.stat().st_size
+    with source.open("rb") as raw:
+        lines = cast(BinaryIO, gzip.GzipFile(fileobj=raw)) if source.suffix == ".gz" else raw
+        number = 0
+        try:
+            for number, line in enumerate(lines, start=1):
+                text = line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
+                if text.strip():
+                    yield SourcePassage(number, *_checked(*parse(text)))
+                if number % 1024 == 0:
+                    on_progress("reading", min(raw.tell(), num_bytes), num_bytes)
+        except UnicodeError as error:
+            raise InvalidInput(f"{source}:{number}: not UTF-8 text: {error}") from None
+        except _NotAPassage as error:
+            raise InvalidInput(f"{source}:{number}: {error}") from None
+        except (gzip.BadGzipFile, EOFError, OSError) as error:
+            raise InvalidInput(f"{source}: unreadable after line {number}: {error}") from None
+    on_progress("reading", num_bytes, num_bytes)
+
+
+class _NotAPassage(ValueError):
+    """Says what is wrong with a line; the reader adds file and number."""
+
+
+Fields = tuple[str, str, str]
+"""id, title, text."""
+
+
+def _parser_for(source: Path) -> Callable[[str], Fields]:
+    if not source.is_file():
+        raise InvalidInput(f"corpus: {source} is not a file")
+    suffix = Path(source.name.removesuffix(".gz")).suffix
+    if suffix == ".jsonl":
+        return _parse_json
+    if suffix == ".tsv":
+        return _parse_tsv
+    raise InvalidInput(f"corpus: {source.name} is neither .jsonl nor .tsv (each may be gzipped, .gz)")
+
+
+def _checked(passage_id: str, title: str, text: str) -> Fields:
+    if not passage_id or _LINE_BREAKS_OR_TABS.search(passage_id):
+        raise _NotAPassage(f"the id {passage_id!r} is empty or holds a tab or a line break")
+    if not title.strip() and not text.strip():
+        raise _NotAPassage(f"the passage {passage_id!r} has neither title nor text")
+    (passage_id + title + text).encode()  # half a surrogate pair, written as \ud800, is valid JSON but no text
+    return passage_id, title, text
+
+
+def _parse_json(line: str) -> Fields:
+    """`{"id", "title", "text"}`, or Search-R1's `{"id", "contents"}` with the quoted title as the first line."""
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        raise _NotAPassage(f"not JSON: {error}") from None
+    if not isinstance(row, dict):
+        raise _NotAPassage(f"a JSON {type(row).__name__}, not an object")
+    passage_id = row.get("id")
+    if isinstance(passage_id, int) and not isinstance(passage_id, bool):
+        passage_id = str(passage_id)
+    if "text" in row:
+        title, text = row.get("title") or "", row["text"]
+    elif isinstance(row.get("contents"), str):
+        title, _, text = row["contents"].partition("\n")
+        title = title.removeprefix('"').removesuffix('"')
+    else:
+        raise _NotAPassage(f'needs "id" and "text" (and "title"), or "id" and "contents"; has {sorted(row)}')
+    if not (isinstance(passage_id, str) and isinstance(title, str) and isinstance(text, str)):
+        raise _NotAPassage('"id", "title" and "text" must be strings')
+    return passage_id, title, text
+
+
+def _parse_tsv(line: str) -> Fields:
+    r"""R1-Searcher's `idx \t text`; text is `Title: <title> Text:  <text>` (HotpotQA) or `<title>   <text>` (KILT)."""
+    passage_id, tab, text = line.partition("\t")
+    if not tab:
+        raise _NotAPassage("no tab: expected `idx <tab> text`")
+    text = _without_csv_quotes(text)
+    if text.startswith("Title: ") and " Text:" in text:
+        title, _, text = text.removeprefix("Title: ").partition(" Text:")
+        return passage_id, title, text.strip()
+    title, gap, rest = text.partition("   ")
+    return (passage_id, title, rest) if gap else (passage_id, "", text)
+
+
+def _without_csv_quotes(text: str) -> str:
+    """The published abstracts went through a CSV writer: `"He said ""no""."` is undone, `"Heroes" is a song` is not."""
+    if len(text) < 2 or not (text.startswith('"') and text.endswith('"')):
+        return text
+    inside = text[1:-1]
+    return inside.replace('""', '"') if '"' not in inside.replace('""', "") else text
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Passages on disk
+
+
+def write_passages(source: Path, folder: Path, *, on_progress: Progress) -> int:
+    """Write `source` into `folder` and return the number of passages. Raises InvalidInput if an id occurs twice."""
+    offsets, id_hashes = array("q", [0]), array("q")
+    with (folder / PASSAGES_FILE).open("wb") as blob:
+        for passage in read_passages(source, on_progress=on_progress):
+            row = {"id": passage.id, "title": passage.title, "text": passage.text}
+            line = json.dumps(row, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
+            offsets.append(offsets[-1] + blob.write(line))
+            id_hashes.append(hash(passage.id))
+    if not id_hashes:
+        raise InvalidInput(f"corpus: {source} holds no passages")
+    np.save(folder / OFFSETS_FILE, np.frombuffer(offsets, dtype=np.int64))
+    _refuse_duplicates(source, np.frombuffer(id_hashes, dtype=np.int64))
+    return len(id_hashes)
+
+
+def _refuse_duplicates(source: Path, id_hashes_N: NDArray[np.int64]) -> None:
+    """Ids are compared by hash (8 bytes each); only where two are equal is the source read again."""
+    hashes, counts = np.unique(id_hashes_N, return_counts=True)
+    suspects = set(hashes[counts > 1].tolist())
+    first_seen: dict[str, int] = {}
+    for passage in read_passages(source) if suspects else ():
+        if hash(passage.id) not in suspects:
+            continue
+        if passage.id in first_seen:
+            raise InvalidInput(
+                f"{source}:{passage.line_number}: the id {passage.id!r} was used in line {first_seen[passage.id]}; "
+                "ids must be unique"
+            )
+        first_seen[passage.id] = passage.line_number
+
+
+class PassageStore:
+    """Passages by row, from memory-mapped files; rows are those of the index."""
+
+    def __init__(self, folder: Path) -> None:
+        with (folder / PASSAGES_FILE).open("rb") as blob:
+            self._blob = mmap.mmap(blob.fileno(), 0, access=mmap.ACCESS_READ)
+        self._offsets: NDArray[np.int64] = np.load(folder / OFFSETS_FILE, mmap_mode="r")
+
+    def __len__(self) -> int:
+        return len(self._offsets) - 1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._blob.close()
+
+    def line(self, row: int) -> bytes:
+        """The passage as JSON object, `{"id":…,"title":…,"text":…}`, without a line break."""
+        return self._blob[int(self._offsets[row]) : int(self._offsets[row + 1]) - 1]
+
+    def searchable_texts(self, start: int, stop: int) -> list[str]:
+        """What is indexed of the rows from `start` up to `stop`."""
+        rows = (json.loads(self.line(row)) for row in range(start, min(stop, len(self))))
+        return [searchable_text(row["title"], row["text"]) for row in rows]
+
+
+def file_sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

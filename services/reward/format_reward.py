@@ -1,0 +1,186 @@
+"""A response -> the format checks that it fails, and what that costs.
+
+Two families: ours judge the policy's own turns; the published ones judge the whole text, retrieved documents included.
+"""
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from searcher.qa.tags import (
+    ANSWER_CLOSE,
+    ANSWER_OPEN,
+    DOCUMENTS_CLOSE,
+    DOCUMENTS_OPEN,
+    QUERY_CLOSE,
+    QUERY_OPEN,
+    THINK_CLOSE,
+    THINK_OPEN,
+)
+from services.reward.response import Points, Response
+
+
+@dataclass(frozen=True)
+class Check:
+    name: str
+    """Under this name a failure is counted and reported."""
+    passes: Callable[[Response], bool]
+
+
+def format_errors(response: Response, checks: Sequence[Check]) -> tuple[str, ...]:
+    """Names of the checks that fail, in their order."""
+    return tuple(check.name for check in checks if not check.passes(response))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What an error costs, or its absence earns
+
+
+def penalty(points: float) -> Points:
+    """Once, however many checks fail."""
+    return lambda response, errors: points if errors else 0.0
+
+
+def bonus(points: float, *, unless: frozenset[str] | None = None) -> Points:
+    """Unless one of the named checks fails; None names all."""
+    return lambda response, errors: 0.0 if (errors if unless is None else errors & unless) else points
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Ours: think, query | documents | think, query | documents | think </think> <answer> … </answer>, and nothing else
+
+_FAKE_PROMPT = re.compile(r"^[ \t]*(?:User|Assistant):|<\|im_start\|>|<\|start_header_id\|>", re.MULTILINE)
+
+
+def _asks_only_where_documents_follow(response: Response) -> bool:
+    *asking, last = response.turns
+    return all(_ends_in_one_query(turn) for turn in asking) and QUERY_OPEN not in last and QUERY_CLOSE not in last
+
+
+def _ends_in_one_query(turn: str) -> bool:
+    return turn.count(QUERY_OPEN) == turn.count(QUERY_CLOSE) == 1 and turn.rstrip().endswith(QUERY_CLOSE)
+
+
+def _wrote_no_document_tags(response: Response) -> bool:
+    return DOCUMENTS_OPEN not in response.own_text and DOCUMENTS_CLOSE not in response.own_text
+
+
+def _closed_its_thought_once(response: Response) -> bool:
+    return response.own_text.count(THINK_OPEN) == 0 and response.own_text.count(THINK_CLOSE) == 1
+
+
+def _answered(response: Response) -> bool:
+    return response.answer is not None
+
+
+def _answered_once(response: Response) -> bool:
+    return response.own_text.count(ANSWER_OPEN) == response.own_text.count(ANSWER_CLOSE) == 1
+
+
+def _ended_with_the_answer(response: Response) -> bool:
+    _, _, after_thought = response.turns[-1].partition(THINK_CLOSE)
+    conclusion = after_thought.strip()
+    return conclusion.startswith(ANSWER_OPEN) and conclusion.endswith(ANSWER_CLOSE)
+
+
+def _answered_briefly(response: Response) -> bool:
+    """Up to 10 words, or three times the longest gold answer: a gold answer itself is never too long."""
+    longest = max(_num_words(gold) for gold in response.item.answers)
+    return response.answer is None or _num_words(response.answer) <= max(10, 3 * longest)
+
+
+def _spoke_for_itself_only(response: Response) -> bool:
+    return _FAKE_PROMPT.search(response.own_text) is None
+
+
+OWN_TEXT_CHECKS = (
+    Check("query_tags", _asks_only_where_documents_follow),
+    Check("document_tags", _wrote_no_document_tags),
+    Check("think_tags", _closed_its_thought_once),
+    Check("no_answer", _answered),
+    Check("answer_tags", _answered_once),
+    Check("answer_place", _ended_with_the_answer),
+    Check("answer_length", _answered_briefly),
+    Check("fake_prompt", _spoke_for_itself_only),
+)
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Published: the whole text is the solution, whoever wrote it
+
+_CHINESE = re.compile("[\u4e00-\u9fff]")
+
+
+def published_answer(solution: str) -> str | None:
+    """Unlike `extract_answer`, content with both tags in any order, closed or not; None where either is missing."""
+    if ANSWER_OPEN not in solution or ANSWER_CLOSE not in solution:
+        return None
+    return solution.rpartition(ANSWER_OPEN)[2].partition(ANSWER_CLOSE)[0].strip()
+
+
+def published_tag_counts(solution: str) -> list[int]:
+    """Must all be equal, and are the number of searches then."""
+    spellings = (
+        f"{DOCUMENTS_OPEN}\n",
+        f"{DOCUMENTS_CLOSE}\n\n",
+        f"{DOCUMENTS_OPEN}\n(1)",
+        DOCUMENTS_OPEN,
+        DOCUMENTS_CLOSE,
+    )
+    return [solution.count(text) for text in (*spellings, QUERY_OPEN, QUERY_CLOSE)]
+
+
+def _tag_counts(response: Response) -> bool:
+    return len(set(published_tag_counts(response.solution))) == 1
+
+
+def _think_tags(response: Response) -> bool:
+    return response.solution.count(THINK_OPEN) == 0 and response.solution.count(THINK_CLOSE) == 1
+
+
+def _answer_tags(response: Response) -> bool:
+    return response.solution.count(ANSWER_OPEN) == response.solution.count(ANSWER_CLOSE) == 1
+
+
+def _no_assistant(response: Response) -> bool:
+    return "Assistant" not in response.solution and "assistant" not in response.solution
+
+
+def _no_search_in_answer(response: Response) -> bool:
+    answer = published_answer(response.solution) or ""
+    return "begin_of_query" not in answer and "begin_of_documents" not in answer
+
+
+def _answer_of_ten_words(response: Response) -> bool:
+    return _num_words(published_answer(response.solution) or "") <= 10
+
+
+def _no_chinese(response: Response) -> bool:
+    return _CHINESE.search(without_document_blocks(response.solution)) is None
+
+
+def without_document_blocks(text: str) -> str:
+    """`re.sub(open + '.*?' + close, '', text)`, but linear however many blocks are opened and not closed."""
+    *closed, rest = text.split(DOCUMENTS_CLOSE)
+    kept = []
+    for piece in closed:
+        before, opened, _ = piece.partition(DOCUMENTS_OPEN)
+        kept.append(before if opened else piece + DOCUMENTS_CLOSE)
+    return "".join((*kept, rest))
+
+
+STAGE1_CHECKS = (
+    Check("tag_counts", _tag_counts),
+    Check("think_tags", _think_tags),
+    Check("answer_tags", _answer_tags),
+)
+LLAMA_STAGE2_CHECKS = (*STAGE1_CHECKS, Check("chinese", _no_chinese))
+QWEN_CHECKS = (
+    *LLAMA_STAGE2_CHECKS,
+    Check("assistant", _no_assistant),
+    Check("search_in_answer", _no_search_in_answer),
+    Check("answer_length", _answer_of_ten_words),
+)
+
+
+def _num_words(text: str) -> int:
+    return len(text.split())

@@ -1,0 +1,268 @@
+"""What Redis remembers of an evaluation, whatever happens to those who work on it."""
+
+import asyncio
+import random
+from collections.abc import Callable
+
+import pytest
+from hypothesis import HealthCheck, given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+from redis.asyncio import Redis
+
+from searcher.contracts.errors import Conflict, NotFound, Overloaded
+from searcher.contracts.question import Question
+from searcher.contracts.report import EvaluatedQuestion, EvaluationRequest, EvaluationState
+from searcher.servicekit.streams import connect
+from services.evaluator.jobs import Claim, Due, Jobs
+from services.evaluator.settings import EvaluatorSettings
+
+pytestmark = pytest.mark.anyio
+
+Row = Callable[..., EvaluatedQuestion]
+LEASES = "evaluation:e:leases"
+
+
+def request(num_questions: int = 5, evaluation_id: str = "e") -> EvaluationRequest:
+    questions = tuple(Question(id=f"q{i}", question=f"Who is {i}?", answers=("yes",)) for i in range(num_questions))
+    return EvaluationRequest(id=evaluation_id, questions=questions)
+
+
+@pytest.fixture
+def jobs(redis: Redis) -> Jobs:
+    """Two questions a chunk, two chunks in flight."""
+    return Jobs(redis, EvaluatorSettings(chunk_size=2, chunks_in_flight=2, lease_seconds=60, max_crashes=2))
+
+
+async def claimed(jobs: Jobs, chunk: int, owner: str = "me") -> Claim:
+    claim = await jobs.claim("e", chunk, owner=owner)
+    assert claim is not None, (chunk, owner)
+    return claim
+
+
+async def let_leases_run_out(redis: Redis) -> None:
+    for chunk, _ in await redis.zrange(LEASES, 0, -1, withscores=True):
+        await redis.zadd(LEASES, {chunk: 1})
+
+
+def rows_of(claim: Claim, row: Row, *, f1: float = 1.0) -> list[EvaluatedQuestion]:
+    return [row(question.id, f1=f1) for question in claim.request.questions]
+
+
+async def test_an_evaluation_submitted_twice_exists_once(jobs: Jobs) -> None:
+    await jobs.create(request())
+    await jobs.take_due("e")
+    await jobs.create(request())
+
+    assert await jobs.take_due("e") == Due(again=(), first=())
+    assert len(await jobs.newest(10)) == 1
+
+
+async def test_an_id_with_other_content_is_a_conflict(jobs: Jobs) -> None:
+    await jobs.create(request(5))
+
+    with pytest.raises(Conflict, match="other content"):
+        await jobs.create(request(6))
+
+
+async def test_more_open_evaluations_than_allowed_are_refused(redis: Redis) -> None:
+    jobs = Jobs(redis, EvaluatorSettings(max_open=1))
+    await jobs.create(request(evaluation_id="a"))
+
+    with pytest.raises(Overloaded):
+        await jobs.create(request(evaluation_id="b"))
+
+
+async def test_chunks_are_sent_as_others_finish(jobs: Jobs, row: Row) -> None:
+    await jobs.create(request(5))
+
+    assert await jobs.take_due("e") == Due(again=(), first=(0, 1))
+    assert await jobs.take_due("e") == Due(again=(), first=())
+    claim = await claimed(jobs, 0)
+    await jobs.store(claim, rows_of(claim, row), weights="w")
+    assert await jobs.take_due("e") == Due(again=(), first=(2,))
+
+
+async def test_a_chunk_whose_lease_ran_out_is_due_again(jobs: Jobs, redis: Redis) -> None:
+    await jobs.create(request(2))
+    await jobs.take_due("e")
+    await claimed(jobs, 0, "dead")
+
+    await let_leases_run_out(redis)
+
+    assert await jobs.take_due("e") == Due(again=(0,), first=())
+    await claimed(jobs, 0, "alive")
+
+
+async def test_a_chunk_in_work_is_nobody_elses(jobs: Jobs) -> None:
+    await jobs.create(request(2))
+    await jobs.take_due("e")
+    await claimed(jobs, 0, "first")
+
+    assert await jobs.claim("e", 0, owner="second") is None
+
+
+async def test_a_lease_is_renewed_by_its_owner_only(jobs: Jobs, redis: Redis) -> None:
+    await jobs.create(request(2))
+    await jobs.take_due("e")
+    slow = await claimed(jobs, 0, "slow")
+    assert await jobs.renew(slow)
+
+    await let_leases_run_out(redis)
+    await jobs.take_due("e")
+    fast = await claimed(jobs, 0, "fast")
+
+    assert not await jobs.renew(slow)
+    assert await jobs.renew(fast)
+
+
+async def test_the_first_answer_to_a_question_counts(jobs: Jobs, redis: Redis, row: Row) -> None:
+    await jobs.create(request(2))
+    await jobs.take_due("e")
+    slow = await claimed(jobs, 0, "slow")
+    await let_leases_run_out(redis)
+    fast = await claimed(jobs, 0, "fast")
+
+    assert await jobs.store(slow, rows_of(slow, row, f1=0.0), weights="w") == 2
+    assert await jobs.store(fast, rows_of(fast, row, f1=1.0), weights="w") == 0
+    status = await jobs.status("e")
+
+    assert (status.state, status.done, status.total) == (EvaluationState.DONE, 2, 2)
+    assert status.partial is not None and status.partial.f1 == 0.0
+    assert (await jobs.report("e")).overall.f1 == 0.0
+
+
+async def test_status_tells_progress_and_partial_figures(jobs: Jobs, row: Row) -> None:
+    await jobs.create(request(4))
+    await jobs.take_due("e")
+    assert (await jobs.status("e")).state is EvaluationState.QUEUED
+    claim = await claimed(jobs, 1)
+    await jobs.store(claim, rows_of(claim, row, f1=0.5), weights="w")
+
+    status = await jobs.status("e")
+
+    assert (status.state, status.done, status.total) == (EvaluationState.RUNNING, 2, 4)
+    assert status.eta_seconds is not None
+    assert status.partial is not None and status.partial.f1 == 0.5
+
+
+async def test_a_report_lists_questions_in_the_order_asked(jobs: Jobs, row: Row) -> None:
+    await jobs.create(request(4))
+    await jobs.take_due("e")
+    for chunk in (1, 0):
+        claim = await claimed(jobs, chunk)
+        await jobs.store(claim, rows_of(claim, row), weights="run-00000000-000020")
+
+    report = await jobs.report("e")
+
+    assert [question.id for question in report.questions] == ["q0", "q1", "q2", "q3"]
+    assert report.weights == "run-00000000-000020"
+
+
+async def test_answers_under_two_weight_versions_fail_the_evaluation(jobs: Jobs, row: Row) -> None:
+    await jobs.create(request(4))
+    await jobs.take_due("e")
+    first, second = await claimed(jobs, 0), await claimed(jobs, 1)
+    await jobs.store(first, rows_of(first, row), weights="old")
+
+    await jobs.store(second, rows_of(second, row), weights="new")
+    status = await jobs.status("e")
+
+    assert status.state is EvaluationState.FAILED
+    assert status.error == "weights changed during the evaluation: from old to new"
+
+
+async def test_an_outage_puts_the_chunk_back(jobs: Jobs, redis: Redis) -> None:
+    await jobs.create(request(2))
+    await jobs.take_due("e")
+
+    for _ in range(5):  # more often than a chunk may crash: an outage is not the chunk's fault
+        await jobs.postpone(await claimed(jobs, 0), reason="rollout did not answer")
+        await let_leases_run_out(redis)
+        assert (await jobs.take_due("e")).again == (0,)
+
+    assert (await jobs.status("e")).state is EvaluationState.RUNNING
+
+
+async def test_an_outage_that_does_not_end_fails_the_evaluation(redis: Redis) -> None:
+    jobs = Jobs(redis, EvaluatorSettings(outage_seconds=0))
+    await jobs.create(request(2))
+    await jobs.take_due("e")
+
+    await jobs.postpone(await claimed(jobs, 0), reason="rollout did not answer")
+
+    assert (await jobs.status("e")).error == "no answer for 0 s: rollout did not answer"
+
+
+async def test_a_chunk_that_kills_every_worker_fails_the_evaluation(jobs: Jobs, redis: Redis) -> None:
+    await jobs.create(request(2))
+    await jobs.take_due("e")
+    for owner in ("first", "second"):
+        await claimed(jobs, 0, owner)
+        await let_leases_run_out(redis)
+
+    assert await jobs.claim("e", 0, owner="third") is None
+    assert (await jobs.status("e")).error == "chunk 0 ended its worker 2 times; see the log of the workers"
+
+
+async def test_a_closed_evaluation_takes_no_more_answers(jobs: Jobs, row: Row) -> None:
+    await jobs.create(request(2))
+    await jobs.take_due("e")
+    claim = await claimed(jobs, 0)
+    await jobs.fail("e", reason="cancelled")
+
+    assert not await jobs.renew(claim)
+    assert await jobs.store(claim, rows_of(claim, row), weights="w") == 0
+    await jobs.fail("e", reason="too late")
+    assert (await jobs.status("e")).error == "cancelled"
+
+
+async def test_a_forgotten_evaluation_is_not_found_and_not_listed(jobs: Jobs, redis: Redis) -> None:
+    await jobs.create(request(2))
+    await jobs.close("e")
+    await redis.delete("evaluation:e")
+
+    assert await jobs.newest(10) == []
+    assert await jobs.open_ids() == []
+    with pytest.raises(NotFound):
+        await jobs.status("e")
+
+
+@hypothesis_settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(seed=st.integers(0, 10**9))
+def test_no_answer_is_lost_or_counted_twice_whatever_happens_to_workers(redis_url: str, row: Row, seed: int) -> None:
+    """Workers claim, die, wake up late and store twice; tasks get lost or arrive again."""
+    state = asyncio.run(_survive(redis_url, row, random.Random(seed)))
+
+    assert state == (EvaluationState.DONE, 7, 7, 7)
+
+
+async def _survive(redis_url: str, row: Row, chance: random.Random) -> tuple[EvaluationState, int, int, int]:
+    async with connect(redis_url) as redis:
+        await redis.flushall()
+        jobs = Jobs(redis, EvaluatorSettings(chunk_size=2, chunks_in_flight=2, lease_seconds=60, max_crashes=1_000))
+        await jobs.create(request(7))
+        tasks: list[int] = []
+        claims: list[Claim] = []
+        stored = 0
+        while (await jobs.status("e")).state in (EvaluationState.QUEUED, EvaluationState.RUNNING):
+            match chance.choice(["send", "claim", "lose", "repeat", "store", "die", "time passes"]):
+                case "send":
+                    due = await jobs.take_due("e")
+                    tasks += [*due.again, *due.first]
+                case "claim" if tasks:
+                    claim = await jobs.claim("e", tasks.pop(), owner=str(chance.random()))
+                    claims += [claim] if claim else []
+                case "lose" if tasks:
+                    tasks.pop()
+                case "repeat" if tasks:
+                    tasks.append(chance.choice(tasks))
+                case "store" if claims:
+                    claim = chance.choice(claims)  # stays in the list: it may store again
+                    stored += await jobs.store(claim, rows_of(claim, row), weights="w")
+                case "die" if claims:
+                    claims.pop()
+                case "time passes":
+                    await let_leases_run_out(redis)
+        status = await jobs.status("e")
+        return status.state, status.done, status.total, stored
