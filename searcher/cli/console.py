@@ -1,11 +1,16 @@
 """How the command speaks: one console, one form of error, one form of sparkline."""
 
+import logging
 from collections.abc import Sequence
 from itertools import pairwise
 
+import structlog
 from rich.console import Console
 
 from searcher.contracts.errors import SearcherError, UpstreamUnavailable
+
+# A terminal belongs to the person in front of it: clients' notes about retries would tear live tables apart.
+structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
 
 console = Console(highlight=False)
 errors = Console(stderr=True, highlight=False)

@@ -13,7 +13,6 @@ import fcntl
 import hashlib
 import json
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -46,6 +45,8 @@ REDIS_PORT, RETRIEVER_PORT, REWARD_PORT, ROLLOUT_PORT = 6379, 8001, 8002, 8003
 TRAINER_PORT, EVALUATOR_PORT, FIRST_ENGINE_PORT = 8004, 8005, 8010
 POLL_SECONDS = 0.25
 PROBE_SECONDS = 2.0
+START_SECONDS = 600.0
+"""Importing vLLM and torch takes half a minute of CPU per process, and minutes where the machine is busy."""
 TAIL_LINES = 15
 HOPELESS_RESTARTS = 3
 """A program that ended this often before it was ready once will not become ready by waiting."""
@@ -83,6 +84,8 @@ class IndexBuild:
     recipe: CorpusRecipe
     directory: Path
     log: Path
+    fingerprint: str
+    """Of the source as it was when the build was planned."""
 
     @property
     def command(self) -> tuple[str, ...]:
@@ -204,7 +207,7 @@ class Deployment:
                 "rollout",
                 ROLLOUT_PORT,
                 {
-                    "ROLLOUT_ENGINES": json.dumps(self.engine_urls),
+                    "ROLLOUT_ENGINES": ",".join(self.engine_urls),
                     "ROLLOUT_MODEL_DIR": self.recipe.model.path,
                     "ROLLOUT_RETRIEVER_URL": self.url(RETRIEVER_PORT),
                     "ROLLOUT_REWARD_URL": self.url(REWARD_PORT),
@@ -226,7 +229,7 @@ class Deployment:
                     "TRAINER_EVALUATOR_URL": self.url(EVALUATOR_PORT),
                 },
                 threads=min(os.cpu_count() or 1, 8),
-                stop_seconds=60,
+                stop_seconds=150,  # the step in hand is finished and checkpointed
             ),
         )
 
@@ -286,6 +289,7 @@ class Deployment:
             port=port,
             ready_path="/health",
             stop_seconds=15,
+            stop_as_group=False,
         )
 
     # --- before it starts ---------------------------------------------------------------------------------------------
@@ -293,24 +297,26 @@ class Deployment:
     def missing_indexes(self) -> list[IndexBuild]:
         """Indexes that are not there, or were built from another source or by another method."""
         return [
-            IndexBuild(name, corpus, self.index_dir / name, self.log_path(f"index-{name}"))
+            IndexBuild(name, corpus, self.index_dir / name, self.log_path(f"index-{name}"), fingerprint)
             for name, corpus in self.recipe.corpora.items()
-            if _read(self._stamp(name)) != _fingerprint(corpus) or not (self.index_dir / name).is_dir()
+            if _read(self._stamp(name)) != (fingerprint := _fingerprint(corpus)) or not (self.index_dir / name).is_dir()
         ]
 
     def build_index(self, build: IndexBuild) -> None:
-        """Raises SearcherError with the end of the builder's log."""
+        """In a process of its own. Raises SearcherError with the end of the builder's log."""
         build.log.parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(build.directory, ignore_errors=True)
         build.directory.parent.mkdir(parents=True, exist_ok=True)
-        fingerprint = _fingerprint(build.recipe)
         with build.log.open("wb") as log:
             outcome = subprocess.run(build.command, cwd=self.root, stdout=log, stderr=subprocess.STDOUT, check=False)
         if outcome.returncode != 0:
             raise SearcherError(f"the index of corpus {build.corpus!r} could not be built:\n{tail(build.log)}")
-        stamp = self._stamp(build.corpus)
-        stamp.parent.mkdir(parents=True, exist_ok=True)
-        stamp.write_text(fingerprint)
+        self.stamp(build)
+
+    def stamp(self, build: IndexBuild) -> None:
+        """Note that the index stands, and from which state of its source."""
+        path = self._stamp(build.corpus)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(build.fingerprint)
 
     def _stamp(self, corpus: str) -> Path:
         return self.state_dir / "index-stamps" / f"{self.recipe.name}.{corpus}"
@@ -347,14 +353,14 @@ class Deployment:
                 self.programs, state_dir=self.state_dir, cwd=self.root, socket=self.supervisor.socket
             )
             if self.supervisor.is_running():
-                self._save(config)
+                self.save(config)
                 changes = self.supervisor.apply_config()
                 if rebuilt and "retriever" not in changes.restarted:
                     self.supervisor.restart("retriever")
                     changes = Changes(changes.started, (*changes.restarted, "retriever"), changes.stopped)
                 return changes
             self.check_ports(self.programs)
-            self._save(config)
+            self.save(config)
             supervisor.spawn(self.config_path, die_with_parent=die_with_parent)
             deadline = time.monotonic() + 20.0
             while not self.supervisor.is_running():
@@ -367,7 +373,7 @@ class Deployment:
         self,
         on_progress: Callable[[list[ProgramStatus]], None] = lambda rows: None,
         *,
-        timeout_seconds: float = 300.0,
+        timeout_seconds: float = START_SECONDS,
     ) -> None:
         """Raises SearcherError with the end of the log of a program that does not come up."""
         deadline = time.monotonic() + timeout_seconds
@@ -403,7 +409,10 @@ class Deployment:
 
     @contextmanager
     def running(
-        self, on_progress: Callable[[list[ProgramStatus]], None] = lambda rows: None, *, timeout_seconds: float = 300.0
+        self,
+        on_progress: Callable[[list[ProgramStatus]], None] = lambda rows: None,
+        *,
+        timeout_seconds: float = START_SECONDS,
     ) -> Iterator[Self]:
         """Started, ready, and stopped at the end, whatever happens between."""
         try:
@@ -417,11 +426,14 @@ class Deployment:
         return self.supervisor.is_running()
 
     def status(self) -> list[ProgramStatus]:
-        """One row per program. Raises NotFound if the deployment does not run."""
+        """One row per program, in their order. Raises NotFound if the deployment does not run."""
         if not self.supervisor.is_running():
             raise NotFound(f"nothing runs in {self.state_dir}; start it with `searcher up`")
         known = {program.name: program for program in self.programs}
-        processes = [row for row in self.supervisor.processes() if row.name in known]
+        order = list(known)
+        processes = sorted(
+            (row for row in self.supervisor.processes() if row.name in known), key=lambda row: order.index(row.name)
+        )
         with ThreadPoolExecutor(max_workers=len(processes) or 1) as pool:
             reasons = list(pool.map(lambda row: _why_not_ready(known[row.name]) if row.pid else row.reason, processes))
         return [
@@ -454,7 +466,8 @@ class Deployment:
     def supervisor(self) -> Supervisor:
         return Supervisor(supervisor.socket_path(self.state_dir))
 
-    def _save(self, config: str) -> None:
+    def save(self, config: str) -> None:
+        """Leave behind what supervisord reads and what `load` finds."""
         saved = SavedDeployment(
             recipe=self.recipe,
             port_offset=self.port_offset,

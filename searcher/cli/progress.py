@@ -33,16 +33,18 @@ OUTAGE_SECONDS = 120.0
 SPEED_STEPS = 10
 """The remaining time is told from this many of the newest steps: trajectories grow longer as the policy learns."""
 
-CURVES: dict[str, tuple[str, ...]] = {
-    "reward": ("reward",),
-    "search rate": ("search/rate", "search_rate"),
-    "format right": ("format/rate", "format_rate"),
-    "F1": ("answer/f1", "f1"),
-    "searches per question": ("search/count", "searches_mean"),
-    "tokens per second": ("tokens_per_second",),
-    "seconds per step": ("step_time",),
+CURVES = {
+    "reward": "reward",
+    "search rate": "search_rate",
+    "format right": "format_rate",
+    "F1": "f1",
+    "F1, 1 hop": "f1_1hop",
+    "F1, 2 hops": "f1_2hop",
+    "searches per question": "searches_per_question",
+    "tokens per second": "tokens_per_second",
+    "evaluation F1": "eval/f1",
 }
-"""What is drawn, and the names under which the trainer's metrics hold it."""
+"""What is drawn, and its name in metrics.jsonl."""
 
 
 @contextmanager
@@ -54,13 +56,12 @@ def show_startup(console: Console) -> Iterator[Callable[[list[ProgramStatus]], N
 
 def program_table(rows: Sequence[ProgramStatus]) -> Table:
     table = Table(box=None, pad_edge=False)
-    for column in ("program", "state", "pid", "uptime", "", "url"):
-        table.add_column(column)
+    for column in ("program", "pid", "uptime", "url"):
+        table.add_column(column, no_wrap=True)
+    table.add_column("state", overflow="fold")
     for row in rows:
-        ready = "[green]ready[/]" if row.ready else f"[yellow]{row.reason or row.state.lower()}[/]"
-        table.add_row(
-            row.name, row.state.lower(), str(row.pid or ""), duration(row.uptime_seconds), ready, row.url or ""
-        )
+        state = "[green]ready[/]" if row.ready else f"[yellow]{row.reason or row.state.lower()}[/]"
+        table.add_row(row.name, str(row.pid or ""), duration(row.uptime_seconds), row.url or "", state)
     return table
 
 
@@ -113,7 +114,8 @@ class RunView:
 
     @property
     def step(self) -> int:
-        return int(self.rows[-1]["step"]) if self.rows else 0
+        """The newest one with a line; -1 before any. Step 0 is the evaluation of the model as it came."""
+        return int(self.rows[-1]["step"]) if self.rows else -1
 
     def add(self, status: RunStatus, rows: list[dict[str, Any]], *, live: bool) -> None:
         """`live` is false for lines that were there before anyone looked: they say nothing about the speed."""
@@ -126,7 +128,7 @@ class RunView:
         if len(self.arrivals) < 2 or self.status is None:
             return None
         (first_step, first_time), (last_step, last_time) = self.arrivals[0], self.arrivals[-1]
-        return (self.recipe.max_steps - last_step) * (last_time - first_time) / max(last_step - first_step, 1)
+        return (self.recipe.max_steps - max(last_step, 0)) * (last_time - first_time) / max(last_step - first_step, 1)
 
     def render(self) -> RenderableType:
         return Group(self._stages(), "", self._curves(), self._last_line())
@@ -148,12 +150,12 @@ class RunView:
         return table
 
     def _steps_by_stage(self) -> Counter[str]:
-        return Counter(str(row["stage"]) for row in self.rows)
+        return Counter(str(row["stage"]) for row in self.rows if row["step"] > 0)
 
     def _curves(self) -> Table:
         table = Table.grid(padding=(0, 2))
-        for title, names in CURVES.items():
-            values = [float(row[name]) for row in self.rows for name in names if isinstance(row.get(name), int | float)]
+        for title, name in CURVES.items():
+            values = [float(row[name]) for row in self.rows if name in row]
             if values:
                 table.add_row(title, f"[cyan]{sparkline(values, width=CURVE_WIDTH)}[/]", f"{values[-1]:.3g}")
         return table

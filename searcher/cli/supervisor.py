@@ -26,6 +26,8 @@ from searcher.contracts.errors import InvalidInput, SearcherError
 GUARD = Path(guard.__file__)
 SOCKET_PATH_LIMIT = 100
 """The kernel takes unix socket paths of at most 107 bytes; supervisord appends its process id for a moment."""
+STOP_SECONDS = 240.0
+"""More than any program's `stop_seconds`."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,9 @@ class Program:
     ready_path: str | None = None
     """Answers 200 when the program can serve. None: ready as soon as it runs."""
     stop_seconds: int = 15
-    """After SIGTERM; then SIGKILL."""
+    """After SIGTERM; then SIGKILL for the whole group."""
+    stop_as_group: bool = True
+    """Whether SIGTERM goes to the program's children too; False where it winds them down by itself."""
 
     @property
     def url(self) -> str | None:
@@ -97,7 +101,7 @@ def render_config(programs: Sequence[Program], *, state_dir: Path, cwd: Path, so
             "startretries": 100,
             "stopsignal": "TERM",
             "stopwaitsecs": program.stop_seconds,
-            "stopasgroup": "true",
+            "stopasgroup": "true" if program.stop_as_group else "false",
             "killasgroup": "true",
             "redirect_stderr": "true",
             "stdout_logfile": str(log_path(state_dir, program.name)),
@@ -146,7 +150,7 @@ class Supervisor:
         return int(self._call("getPID"))
 
     def processes(self) -> list[ProcessState]:
-        """In the order of their priority."""
+        """What supervisord knows of each program, by name."""
         return [
             ProcessState(
                 name=row["name"],
@@ -176,7 +180,7 @@ class Supervisor:
         """Stop all programs side by side, then `last`, then supervisord. Returns when no process of theirs is left."""
         supervisord = psutil.Process(self.pid())
         processes = self.processes()
-        patience = time.monotonic() + 120.0
+        patience = time.monotonic() + STOP_SECONDS
         for row in processes:
             if row.name != last and row.state in ("RUNNING", "STARTING", "BACKOFF"):
                 self._quietly("stopProcess", row.name, False)

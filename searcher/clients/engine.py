@@ -51,7 +51,11 @@ class Sampled:
 
 
 class EngineClient:
-    """One per engine. Turns share connections; control calls open their own, because vLLM drops one after an error."""
+    """One per engine.
+
+    Every call opens a connection of its own. Against a turn that costs nothing, vLLM drops kept ones after an error,
+    and httpx looks at all of its idle connections for every request, which is most of the cost of a few hundred turns.
+    """
 
     def __init__(
         self,
@@ -66,18 +70,10 @@ class EngineClient:
         self.base_url, self.turn_seconds = base_url, turn_seconds
         self.probe_seconds, self.update_seconds = probe_seconds, update_seconds
         headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
-        self._turns = httpx.AsyncClient(
+        self._http = httpx.AsyncClient(
             base_url=base_url,
             headers=headers,
-            timeout=httpx.Timeout(turn_seconds, connect=5.0, pool=None),
-            limits=httpx.Limits(max_connections=None, max_keepalive_connections=256, keepalive_expiry=2),
-            transport=transport,
-            trust_env=False,
-        )
-        self._control = httpx.AsyncClient(
-            base_url=base_url,
-            headers=headers,
-            limits=httpx.Limits(max_keepalive_connections=0),
+            limits=httpx.Limits(max_connections=None, max_keepalive_connections=0),
             transport=transport,
             trust_env=False,
         )
@@ -91,19 +87,15 @@ class EngineClient:
         await self.close()
 
     async def close(self) -> None:
-        await self._turns.aclose()
-        await self._control.aclose()
+        await self._http.aclose()
 
     async def generate(self, token_ids: list[int], sampling: Sampling) -> Sampled:
         """Continue `token_ids`. Raises PromptTooLong, InvalidInput (other 4xx) or UpstreamUnavailable.
 
         Cancelling the call aborts the request in the engine.
         """
-        try:
-            response = await self._turns.post("/inference/v1/generate", json=_generate_body(token_ids, sampling))
-        except httpx.TransportError as error:
-            raise self._no_answer(error) from error
-        self._raise_for_status(response)
+        body = _generate_body(token_ids, sampling)
+        response = await self._call("POST", "/inference/v1/generate", timeout_seconds=self.turn_seconds, json=body)
         return self._sampled(response.json())
 
     async def weight_version(self) -> str:
@@ -124,7 +116,7 @@ class EngineClient:
 
         A file that is not what was announced is refused before anything is paused, and the engine serves on. After any
         later failure the engine stays paused, so that nothing is sampled from weights in between; calling again
-        recovers. Raises SearcherError with the engine's reason, UpstreamUnavailable if it does not answer.
+        recovers. Raises UpstreamUnavailable with the engine's reason.
         """
         file = {"location": version.location, "sha256": version.sha256, "num_bytes": version.num_bytes}
         await self._update_call("/init_weight_transfer_engine", {"init_info": file})
@@ -132,7 +124,7 @@ class EngineClient:
         await self._update_call("/pause?mode=keep&clear_cache=true")
         try:
             await self._update_call("/start_weight_update")
-        except SearcherError:  # somebody died between start and finish; that changed no weights
+        except UpstreamUnavailable:  # somebody died between start and finish; that changed no weights
             await self._update_call("/finish_weight_update", {})
             await self._update_call("/init_weight_transfer_engine", {"init_info": file})
             await self._update_call("/start_weight_update")
@@ -150,21 +142,13 @@ class EngineClient:
     async def _call(self, method: str, path: str, *, timeout_seconds: float, **arguments: Any) -> httpx.Response:
         timeout = httpx.Timeout(timeout_seconds, connect=5.0)
         try:
-            response = await self._control.request(method, path, timeout=timeout, **arguments)
+            response = await self._http.request(method, path, timeout=timeout, **arguments)
         except httpx.TransportError as error:
-            raise self._no_answer(error) from error
-        if response.status_code == 500:
-            raise SearcherError(f"engine at {self.base_url} failed in {path}: {_detail(response)}")
-        self._raise_for_status(response)
-        return response
-
-    def _no_answer(self, error: httpx.TransportError) -> UpstreamUnavailable:
-        return UpstreamUnavailable(f"engine at {self.base_url} did not answer: {type(error).__name__} {error}".rstrip())
-
-    def _raise_for_status(self, response: httpx.Response) -> None:
+            problem = f"{type(error).__name__} {error}".rstrip()
+            raise UpstreamUnavailable(f"engine at {self.base_url} did not answer: {problem}") from error
         if response.is_success:
-            return
-        detail = f"engine at {self.base_url}: {_detail(response)} (HTTP {response.status_code})"
+            return response
+        detail = f"engine at {self.base_url} in {path}: {_detail(response)} (HTTP {response.status_code})"
         if response.status_code >= 500:
             raise UpstreamUnavailable(detail)
         if "maximum context length" in detail or "longer than the maximum model length" in detail:

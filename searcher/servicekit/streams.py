@@ -22,6 +22,8 @@ from searcher.contracts.weights import WeightVersion
 GROUP = "rollout"
 ACTIVE_RUNS = "runs:active"
 WANTED_WEIGHTS = "weights:wanted"
+GIVEN_BACK_MS = 24 * 3600 * 1000
+"""Idle time of a lease that was given back: longer than any lease."""
 
 # KEYS sent, questions; ARGV group_id, task
 _SEND = """
@@ -93,6 +95,18 @@ class QuestionStream:
         """Reset the idle time of held questions."""
         if entry_ids:
             await self.redis.xclaim(self.key, GROUP, consumer, 0, list(entry_ids), justid=True)
+
+    async def give_back(self, consumer: str, entry_ids: Sequence[bytes]) -> None:
+        """Let the leases of held questions expire now, whatever their length."""
+        if entry_ids:
+            await self.redis.xclaim(self.key, GROUP, consumer, 0, list(entry_ids), idle=GIVEN_BACK_MS, justid=True)
+
+    async def discard(self, claim: Claim) -> None:
+        """Give back the lease of a question whose group is delivered already."""
+        async with self.redis.pipeline(transaction=True) as pipeline:
+            pipeline.xack(self.key, GROUP, claim.entry_id)
+            pipeline.xdel(self.key, claim.entry_id)
+            await pipeline.execute()
 
     async def is_delivered(self, group_id: str) -> bool:
         return bool(await self.redis.sismember(self.done, group_id))

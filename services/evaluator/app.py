@@ -3,7 +3,7 @@
 import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Annotated, Literal
 
 import structlog
@@ -40,10 +40,11 @@ def create_app(settings: EvaluatorSettings) -> FastAPI:
         archive.open()
         async with connect(settings.shared.redis_url) as redis:
             app.state.jobs = Jobs(redis, settings)
-            reconciler = asyncio.create_task(reconcile_forever(app.state.jobs, celery, archive))
+            stop = asyncio.Event()
+            reconciler = asyncio.create_task(reconcile_until(stop, app.state.jobs, celery, archive))
             yield
-            reconciler.cancel()
-            await asyncio.gather(reconciler, return_exceptions=True)
+            stop.set()  # no round is cut in two
+            await reconciler
 
     async def is_ready(app: FastAPI) -> None:
         try:
@@ -118,13 +119,14 @@ def create_app(settings: EvaluatorSettings) -> FastAPI:
     return app
 
 
-async def reconcile_forever(jobs: Jobs, celery: Celery, archive: Archive) -> None:
-    while True:
+async def reconcile_until(stop: asyncio.Event, jobs: Jobs, celery: Celery, archive: Archive) -> None:
+    while not stop.is_set():
         try:
             await reconcile(jobs, celery, archive)
         except RedisError as error:
             log.warning("not reconciled", error=str(error))
-        await asyncio.sleep(jobs.settings.reconcile_seconds)
+        with suppress(TimeoutError):
+            await asyncio.wait_for(stop.wait(), timeout=jobs.settings.reconcile_seconds)
 
 
 async def reconcile(jobs: Jobs, celery: Celery, archive: Archive) -> None:
@@ -145,12 +147,14 @@ async def reconcile(jobs: Jobs, celery: Celery, archive: Archive) -> None:
 
 
 async def close(jobs: Jobs, archive: Archive, evaluation_id: str, state: EvaluationState) -> None:
-    """Bring the report to disk, then let Redis forget. A full disk is tried again in the next round."""
+    """Bring the report to disk, then let Redis forget. What fails here (a full disk) is tried again next round."""
     if state is EvaluationState.DONE:
         try:
             await asyncio.to_thread(keep_page, archive, await keep_report(jobs, archive, evaluation_id))
-        except OSError as error:
-            log.error("report not written", evaluation=evaluation_id, error=str(error))
+        except RedisError:
+            raise
+        except Exception as error:  # whatever is wrong with one report, the other evaluations go on
+            log.error("report not written", evaluation=evaluation_id, exc_info=error)
             return
     await jobs.close(evaluation_id)
     FINISHED.labels(state).inc()

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Awaitable, Sequence
 from contextlib import asynccontextmanager
 from typing import Annotated, Any, TypeVar
 
-from fastapi import FastAPI, Request, Response
+from fastapi import FastAPI, HTTPException, Request, Response
 from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field
 
 from searcher.contracts.base import Contract, Name
@@ -24,6 +24,9 @@ from services.retriever.library import DEFAULT, Corpus, Library
 from services.retriever.settings import RetrieverSettings
 
 T = TypeVar("T")
+
+CALLER_HUNG_UP = 499
+"""nginx' status for it. Nobody reads it; it tells metrics apart from our own errors."""
 
 
 class CorpusInfo(Contract):
@@ -128,11 +131,12 @@ async def _while_connected(request: Request, work: Awaitable[T]) -> T:
     gone = asyncio.ensure_future(_hung_up(request))
     try:
         await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise HTTPException(CALLER_HUNG_UP, "the caller hung up")
+        return task.result()
     finally:
         gone.cancel()
-        if not task.done():
-            task.cancel()
-    return await task
+        task.cancel()
 
 
 async def _hung_up(request: Request) -> None:

@@ -67,7 +67,7 @@ def build_index(
         origin = SourceFacts(name=source.name, sha256=file_sha256(source))
         encoder_at = encoder and encoder_folder(encoder, encoder_cache or out.parent / ".encoders")
         facts = FlatFacts(encoder=read_card(encoder_at)) if encoder_at else Bm25Facts()
-        if (existing := _complete_index(out)) and (existing.source, existing.index) == (origin, facts):
+        if (existing := _complete_index(out)) and (existing.source.sha256, existing.index) == (origin.sha256, facts):
             return existing
         with _new_folder(out) as folder:
             return _write(source, folder, origin, facts, encoder_at or None, on_progress)

@@ -10,8 +10,8 @@ import asyncio
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import structlog
 
@@ -35,17 +35,24 @@ class _Waiting:
     query: str
     k: int
     answer: asyncio.Future[Hits]
-    since: float = field(default_factory=time.monotonic)
+    since: float
 
 
 class Engine:
     """Start it in the event loop whose callers it serves."""
 
     def __init__(
-        self, corpora: Mapping[str, Corpus], *, max_batch: int, queue_seconds: float, cache_entries: int
+        self,
+        corpora: Mapping[str, Corpus],
+        *,
+        max_batch: int,
+        queue_seconds: float,
+        cache_entries: int,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.corpora, self.max_batch, self.queue_seconds = corpora, max_batch, queue_seconds
         self.cache = HitCache(cache_entries)
+        self._clock = clock
         self._waiting: deque[_Waiting] = deque()
         self._in_hand, self._busy_since = 0, 0.0
         self._seconds_per_query = 0.0
@@ -94,7 +101,8 @@ class Engine:
             return []
         self.check()
         self._refuse_if_overloaded(len(queries))
-        jobs = [_Waiting(corpus, query, k, self._loop.create_future()) for query in queries]
+        now = self._clock()
+        jobs = [_Waiting(corpus, query, k, self._loop.create_future(), since=now) for query in queries]
         with self._changed:
             self._waiting.extend(jobs)
             self._changed.notify()
@@ -102,14 +110,19 @@ class Engine:
 
     def _refuse_if_overloaded(self, num_queries: int) -> None:
         """What is ahead of a query decides, not its own size: any request is served when nobody else waits."""
-        ahead = len(self._waiting) + self._in_hand
-        busy_seconds = time.monotonic() - self._busy_since if self._in_hand else 0.0
-        seconds = max(ahead * self._seconds_per_query, busy_seconds)
-        metrics.WAITING.set(ahead)
-        metrics.WAIT_ESTIMATE.set(seconds)
+        ahead, seconds = self._estimate_wait()
         if seconds > self.queue_seconds:
             metrics.REJECTED.labels("overloaded").inc(num_queries)
             raise Overloaded(f"{ahead} queries wait, about {seconds:.1f} s", retry_after_seconds=seconds)
+
+    def _estimate_wait(self) -> tuple[int, float]:
+        """Queries ahead of one that arrives now, and seconds until it is its turn."""
+        ahead = len(self._waiting) + self._in_hand
+        busy_seconds = self._clock() - self._busy_since if self._in_hand else 0.0
+        seconds = max(ahead * self._seconds_per_query, busy_seconds)
+        metrics.WAITING.set(ahead)
+        metrics.WAIT_ESTIMATE.set(seconds)
+        return ahead, seconds
 
     # -- in the engine's thread ---------------------------------------------------------------------------------------
 
@@ -123,9 +136,10 @@ class Engine:
         """Everything that waits now, up to `max_batch`; [] once closing and nothing waits."""
         with self._changed:
             self._in_hand = 0
+            self._estimate_wait()
             self._changed.wait_for(lambda: self._waiting or self._closing)
             batch = [self._waiting.popleft() for _ in range(min(len(self._waiting), self.max_batch))]
-            self._in_hand, self._busy_since = len(batch), time.monotonic()
+            self._in_hand, self._busy_since = len(batch), self._clock()
             return batch
 
     def _is_wanted(self, job: _Waiting) -> bool:
@@ -141,14 +155,14 @@ class Engine:
         return True
 
     def _answer(self, corpus: Corpus, jobs: list[_Waiting]) -> None:
-        started = time.monotonic()
+        started = self._clock()
         try:
             outcomes: Sequence[Hits | Exception] = _search(corpus, jobs)
         except Exception as error:  # each caller gets it, and the thread lives on
             log.error("search failed", corpus=corpus.name, queries=len(jobs), exc_info=error)
             outcomes = [error] * len(jobs)
         self._settle(jobs, outcomes)
-        cost = (time.monotonic() - started) / len(jobs)
+        cost = (self._clock() - started) / len(jobs)
         self._seconds_per_query += _COST_SMOOTHING * (cost - self._seconds_per_query)
         metrics.BATCH_QUERIES.observe(len(jobs))
 

@@ -21,7 +21,7 @@ FULLY_VERIFIED_BYTES = 128 * 1024 * 1024
 
 
 class EncoderCard(Contract):
-    """How text becomes a vector. Two indexes are comparable, and share one loaded encoder, when their cards are equal."""
+    """How text becomes a vector. Indexes with equal cards share one loaded encoder."""
 
     name: str
     weights_sha256: str

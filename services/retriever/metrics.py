@@ -32,7 +32,7 @@ CACHE_LOOKUPS = Counter(
 REJECTED = Counter(
     "searcher_retriever_rejected_queries",
     "Queries not answered, by reason: overloaded (refused on arrival), expired (waited too long), cancelled "
-    "(the caller left). Any overloaded or expired: add replicas, or raise RETRIEVER_QUEUE_SECONDS if callers wait longer.",
+    "(the caller left). Any overloaded or expired: add replicas, or raise RETRIEVER_QUEUE_SECONDS if callers can wait.",
     ["reason"],
 )
 WAITING = Gauge("searcher_retriever_waiting_queries", "Queries in the queue now.")

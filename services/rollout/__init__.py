@@ -1,0 +1,1 @@
+"""question -> trajectories: think, search, read, answer. Start with episode.py."""

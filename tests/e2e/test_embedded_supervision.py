@@ -11,8 +11,9 @@ from pathlib import Path
 
 import psutil
 import pytest
-from searcher.cli.embedded import Deployment
-from searcher.cli.supervisor import Changes, Program
+
+from searcher.cli.embedded import Deployment, is_free
+from searcher.cli.supervisor import GUARD, Changes, Program
 from searcher.contracts.errors import Conflict, NotFound, SearcherError
 from searcher.contracts.recipe import Recipe
 
@@ -24,8 +25,7 @@ class Ready(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
         self.send_response(200); self.end_headers(); self.wfile.write(os.environ.get("GREETING", "").encode())
     def log_message(self, *args): pass
-child = subprocess.Popen(["sleep", "1000"])
-print("child", child.pid, flush=True)
+subprocess.Popen([sys.executable, sys.argv[2], "SIGKILL", "sleep", "1000"])
 http.server.ThreadingHTTPServer(("127.0.0.1", int(sys.argv[1])), Ready).serve_forever()
 """
 OFFSET = int(os.environ.get("SEARCHER_TEST_PORT", "18600"))
@@ -42,13 +42,22 @@ class ToyDeployment(Deployment):
         return self.toys
 
 
-def server(name: str, port: int, **environment: str) -> Program:
-    return Program(name, (sys.executable, "-c", SERVER, str(port)), environment, port=port, ready_path="/readyz")
+@pytest.fixture
+def script(tmp_path: Path) -> Path:
+    path = tmp_path / "server.py"
+    path.write_text(SERVER)
+    return path
+
+
+def server(name: str, script: Path, port: int, **environment: str) -> Program:
+    return Program(
+        name, (sys.executable, str(script), str(port), str(GUARD)), environment, port=port, ready_path="/readyz"
+    )
 
 
 @pytest.fixture
-def deployment(tmp_path: Path, toy_recipe: Recipe) -> Iterator[ToyDeployment]:
-    toys = (server("first", OFFSET + 1), server("second", OFFSET + 2))
+def deployment(tmp_path: Path, toy_recipe: Recipe, script: Path) -> Iterator[ToyDeployment]:
+    toys = (server("first", script, OFFSET + 1), server("second", script, OFFSET + 2))
     deployment = ToyDeployment(
         recipe=toy_recipe,
         state_dir=tmp_path / "state",
@@ -66,7 +75,13 @@ def deployment(tmp_path: Path, toy_recipe: Recipe) -> Iterator[ToyDeployment]:
 def toy_recipe() -> Recipe:
     stage = {"name": "only", "questions": "questions.jsonl", "rules": "searcher", "max_steps": 1}
     return Recipe.model_validate(
-        {"name": "toy", "model": {"path": "model"}, "questions_per_step": 1, "samples_per_question": 2, "stages": [stage]}
+        {
+            "name": "toy",
+            "model": {"path": "model"},
+            "questions_per_step": 1,
+            "samples_per_question": 2,
+            "stages": [stage],
+        }
     )
 
 
@@ -99,11 +114,12 @@ def test_up_is_up_and_a_second_up_changes_nothing(deployment: ToyDeployment) -> 
     assert [row.pid for row in deployment.status()] == pids
 
 
-def test_only_the_program_that_differs_is_restarted(deployment: ToyDeployment) -> None:
+def test_only_the_program_that_differs_is_restarted(deployment: ToyDeployment, script: Path) -> None:
     deployment.start()
     deployment.wait_ready()
     before = {row.name: row.pid for row in deployment.status()}
-    changed = replace(deployment, toys=(deployment.toys[0], server("second", OFFSET + 2, GREETING="hello, \"100%\"")))
+    other = server("second", script, OFFSET + 2, GREETING='hello, "100%"')
+    changed = replace(deployment, toys=(deployment.toys[0], other))
 
     changes = changed.start()
     changed.wait_ready()
@@ -142,7 +158,7 @@ def test_stop_leaves_no_process_behind(deployment: ToyDeployment) -> None:
 def test_when_supervisord_is_killed_its_programs_end_and_up_starts_anew(deployment: ToyDeployment) -> None:
     deployment.start()
     deployment.wait_ready()
-    supervisord, *programs = [process for process in family(deployment) if process.name() != "sleep"]
+    supervisord, *programs = family(deployment)
 
     supervisord.kill()
 
@@ -153,7 +169,7 @@ def test_when_supervisord_is_killed_its_programs_end_and_up_starts_anew(deployme
 
 
 def test_when_its_owner_is_killed_everything_ends(deployment: ToyDeployment) -> None:
-    script = (
+    code = (
         "import sys, time; sys.path.insert(0, sys.argv[1])\n"
         "from pathlib import Path\n"
         "from searcher.cli import supervisor\n"
@@ -162,7 +178,7 @@ def test_when_its_owner_is_killed_everything_ends(deployment: ToyDeployment) -> 
     deployment.start()
     deployment.stop()  # leaves the configuration
     owner = subprocess.Popen(
-        [sys.executable, "-c", script, str(deployment.root), str(deployment.config_path)], stdout=subprocess.PIPE
+        [sys.executable, "-c", code, str(deployment.root), str(deployment.config_path)], stdout=subprocess.PIPE
     )
     wait_until(deployment.is_up)
     deployment.wait_ready()
@@ -174,15 +190,14 @@ def test_when_its_owner_is_killed_everything_ends(deployment: ToyDeployment) -> 
     wait_until(lambda: not any(lives(process) for process in processes))
 
 
-def test_a_taken_port_is_named_with_its_holder(deployment: ToyDeployment) -> None:
-    holder = subprocess.Popen([sys.executable, "-c", SERVER, str(OFFSET + 2)], stdout=subprocess.PIPE, process_group=0)
-    assert holder.stdout is not None
-    holder.stdout.readline()
-    time_limit = time.monotonic() + 10
+def test_a_taken_port_is_named_with_its_holder(deployment: ToyDeployment, script: Path) -> None:
+    holder = subprocess.Popen(
+        [sys.executable, script, str(OFFSET + 2), GUARD], stdout=subprocess.DEVNULL, process_group=0
+    )
     try:
+        wait_until(lambda: not is_free(OFFSET + 2))
         with pytest.raises(Conflict) as refused:
-            while time.monotonic() < time_limit:
-                deployment.check_ports(deployment.programs)
+            deployment.check_ports(deployment.programs)
     finally:
         os.killpg(holder.pid, signal.SIGKILL)
         holder.communicate()
@@ -192,11 +207,11 @@ def test_a_taken_port_is_named_with_its_holder(deployment: ToyDeployment) -> Non
 
 
 def test_a_program_that_cannot_start_is_reported_with_the_end_of_its_log(deployment: ToyDeployment) -> None:
-    broken = Program("broken", (sys.executable, "-c", "raise SystemExit('the index is missing')"), port=OFFSET + 3)
+    broken = Program("broken", (sys.executable, "-c", "raise SystemExit('no index')"), port=OFFSET + 3)
     deployment = replace(deployment, toys=(broken,))
 
     deployment.start()
-    with pytest.raises(SearcherError, match="the index is missing") as failed:
+    with pytest.raises(SearcherError, match="no index") as failed:
         deployment.wait_ready()
     deployment.stop()
 

@@ -99,6 +99,7 @@ def test_llama_stage_2_takes_one_point_and_knows_neither_length_nor_assistant(re
         (NO_ANSWER, -1.0, 0.5, 0.0),
         (TWO_ANSWERS, 1.0, 0.5, 0.0),
         (NO_DOCUMENTS, 1.0, 0.0, 0.5),
+        ("<|end_of_query|>" + GOOD, 1.0, 0.0, 0.5),
         (LONG, 1.0, 0.5, 0.5),
         (GOOD.replace("Paris</answer>", "Rome</answer>"), -1.0, 0.5, 0.5),
     ],

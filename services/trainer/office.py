@@ -1,0 +1,262 @@
+"""What the first process of a run does for all: asks questions, collects experience, publishes, evaluates, records."""
+
+import asyncio
+import io
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import zstandard
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+from torch import Tensor
+
+from searcher.clients.evaluator import EvaluatorClient
+from searcher.contracts.errors import InvalidInput, SearcherError
+from searcher.contracts.experience import ScoredGroup
+from searcher.contracts.question import Question
+from searcher.contracts.recipe import Recipe
+from searcher.contracts.report import EvaluationRequest, Report
+from searcher.contracts.weights import WeightVersion
+from searcher.recipes import balanced_sample, load_questions
+from searcher.servicekit import streams
+from searcher.servicekit.streams import ExperienceStream, QuestionStream
+from services.trainer.checkpoint import CheckpointStore, Found
+from services.trainer.collect import Collector, StopRequested, outlast
+from services.trainer.curriculum import Curriculum
+from services.trainer.engine import StepReport
+from services.trainer.evaluate import evaluation_request
+from services.trainer.figures import (
+    Figures,
+    batch_figures,
+    evaluation_figures,
+    format_rate,
+    num_tokens,
+    report_figures,
+    search_rate,
+)
+from services.trainer.publish import Publisher
+from services.trainer.rundir import Outcome, RunDirectory
+from services.trainer.settings import TrainerSettings
+from services.trainer.tensorboard import TensorBoard
+
+
+class Office:
+    def __init__(
+        self,
+        directory: RunDirectory,
+        recipe: Recipe,
+        settings: TrainerSettings,
+        *,
+        redis: Redis,
+        evaluator: EvaluatorClient | None,
+        stop: asyncio.Event,
+    ) -> None:
+        self.directory, self.recipe, self.settings = directory, recipe, settings
+        self.redis, self.evaluator, self.stop = redis, evaluator, stop
+        run_id = directory.run_id
+        self.curriculum = Curriculum(recipe, stage_questions(recipe), run_id)
+        self.evaluation_questions = evaluation_questions(recipe)
+        self.questions = QuestionStream(redis, run_id)
+        self.experience = ExperienceStream(redis, run_id)
+        self.collector = Collector(self.curriculum, self.questions, self.experience, stop, on_silence=self._announce)
+        self.publisher = Publisher(
+            settings.weights_dir or directory.path / "weights",
+            run_id,
+            public_url=settings.public_url,
+            keep=settings.keep_weights,
+        )
+        self.tensorboard = TensorBoard(directory.path / "tensorboard")
+        self.weights: WeightVersion | None = None
+        self._stage = ""
+        self._evaluated: Figures = {}
+
+    # -- checkpoints ---------------------------------------------------------------------------------------------------
+
+    def find_checkpoint(self) -> Found | None:
+        store = CheckpointStore(self.directory.checkpoints)
+        found = store.newest(lambda path, why: self.directory.event("checkpoint_damaged", path=str(path), why=why))
+        if found is None:
+            self.directory.forget_after(-1)
+            return None
+        written_by = found.state["num_processes"]
+        if written_by != self.recipe.trainer.num_processes:
+            raise InvalidInput(
+                f"trainer.num_processes: {found.path.name} was written by {written_by} processes, and only as many can read it"
+            )
+        return found
+
+    def restore(self, found: Found) -> None:
+        self.curriculum.restore(found.state["curriculum"])
+        self.collector.cursor = found.state["position"]
+        self.directory.forget_after(found.step)
+        self.directory.event("resumed", step=found.step)
+
+    def state(self) -> dict[str, Any]:
+        return {
+            "curriculum": self.curriculum.state(),
+            "position": self.collector.position,
+            "num_processes": self.recipe.trainer.num_processes,
+        }
+
+    async def checkpointed(self, path: Path, store: CheckpointStore, *, seconds: float) -> None:
+        """Experience that even the oldest kept checkpoint is past will not be asked for again."""
+        self.directory.event("checkpoint_saved", path=str(path), seconds=round(seconds, 3))
+        try:
+            await self.experience.trim(store.oldest_state()["position"])
+        except RedisError as error:  # the next checkpoint trims it too
+            self.directory.event("trim_skipped", why=str(error))
+
+    # -- one step ------------------------------------------------------------------------------------------------------
+
+    async def publish(self, weights: Mapping[str, Tensor], *, step: int) -> None:
+        """Announce the weights, then ask what may be asked now that engines will hold them."""
+        self.weights = self.publisher.write(weights, step=step)
+        try:
+            await self._announce()
+            await self.collector.ask(self.weights, up_to_batch=step + self.recipe.max_staleness)
+        except StopRequested:  # Redis is away and somebody wants to stop: collect() will end the run
+            return
+        self.publisher.prune(self.weights)
+
+    async def collect(self, batch: int) -> list[ScoredGroup] | None:
+        """None when the curriculum has no such batch."""
+        if self.stop.is_set():
+            raise StopRequested
+        if not self.curriculum.has(batch):
+            return None
+        assert self.weights is not None
+        self._stage = self.curriculum.stage_name(batch)
+        return await self.collector.collect(batch, self.weights)
+
+    def learned(self, batch: int, groups: Sequence[ScoredGroup]) -> None:
+        self.curriculum.trained(batch, search_rate=search_rate(groups), format_rate=format_rate(groups))
+
+    def record(
+        self, step: int, groups: Sequence[ScoredGroup], report: StepReport, seconds: Mapping[str, float]
+    ) -> None:
+        """Trajectories first: a step that has a line has its trajectories."""
+        self._write_trajectories(step, groups)
+        busy_seconds = sum(seconds.get(phase, 0.0) for phase in ("collect", "train", "publish"))
+        trained = sum(len(group.trajectories) for group in groups)
+        figures = {
+            **batch_figures(groups, step=step - 1),
+            **report_figures(report),
+            "step_time": busy_seconds,
+            **{f"time/{phase}": value for phase, value in seconds.items()},
+            "tokens_per_second": num_tokens(groups) / max(busy_seconds, 1e-9),
+            "trajectories_per_second": trained / max(busy_seconds, 1e-9),
+            "num_tokens": num_tokens(groups),
+            **{f"dropped/{reason}": float(count) for reason, count in self.collector.take_dropped().items()},
+            **self._evaluated,
+        }
+        self._write_line(step, figures)
+
+    # -- evaluation ----------------------------------------------------------------------------------------------------
+
+    def evaluation_is_due(self, step: int) -> bool:
+        """Every so many steps, the start included; not again for a step that has its line (after a resume)."""
+        evaluation = self.recipe.evaluation
+        if evaluation is None or self.stop.is_set():
+            return False
+        is_last = not self.curriculum.has(step)
+        return (step % evaluation.every_steps == 0 or is_last) and not self._has_line(step)
+
+    async def evaluate(self, step: int) -> None:
+        """Ask the evaluator about the newest weights. Its outage costs the figures, never the run."""
+        assert self.weights is not None
+        if self.evaluator is None:
+            self.directory.event("evaluation_skipped", step=step, why="TRAINER_EVALUATOR_URL is not set")
+            return
+        request = evaluation_request(self.recipe, self.weights, self.evaluation_questions)
+        try:
+            async with asyncio.timeout(self.settings.evaluation_timeout_seconds):
+                report = await self._unless_stopped(request)
+        except (SearcherError, TimeoutError) as error:
+            self.directory.event("evaluation_skipped", step=step, why=str(error) or "took too long")
+            return
+        if report is not None:
+            folder = self.directory.path / "evaluations"
+            folder.mkdir(exist_ok=True)
+            (folder / f"step-{step:06d}.json").write_text(report.model_dump_json(indent=1))
+            self._evaluated = evaluation_figures(report)
+            self.directory.event("evaluated", step=step, **self._evaluated)
+            if step == 0:  # there is no training step to share a line with
+                self._write_line(0, self._evaluated)
+
+    async def _unless_stopped(self, request: EvaluationRequest) -> Report | None:
+        assert self.evaluator is not None
+        evaluating = asyncio.ensure_future(self.evaluator.run(request))
+        stopping = asyncio.ensure_future(self.stop.wait())
+        try:
+            await asyncio.wait({evaluating, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            return evaluating.result() if evaluating.done() else None
+        finally:
+            evaluating.cancel()
+            stopping.cancel()
+
+    # -- the end -------------------------------------------------------------------------------------------------------
+
+    @property
+    def base_model(self) -> Path:
+        return Path(self.recipe.model.path)
+
+    def export_path(self, step: int) -> Path:
+        return self.directory.path / "export" / f"step-{step:06d}"
+
+    def exported(self, path: Path) -> None:
+        self.directory.event("exported", path=str(path))
+
+    async def close(self, outcome: Outcome) -> None:
+        """Workers shall look elsewhere; a stopped run keeps its streams."""
+        forget = streams.forget if outcome is Outcome.DONE else streams.deactivate
+        try:
+            await forget(self.redis, self.directory.run_id)
+        except RedisError as error:
+            self.directory.event("streams_left", why=str(error))
+        self.tensorboard.close()
+
+    # ------------------------------------------------------------------------------------------------------------------
+
+    async def _announce(self) -> None:
+        version = self.weights
+        assert version is not None
+        await outlast(lambda: streams.announce_weights(self.redis, version), self.stop)
+        await outlast(self.questions.open, self.stop)
+        await outlast(lambda: streams.activate(self.redis, self.directory.run_id), self.stop)
+
+    def _has_line(self, step: int) -> bool:
+        return bool(self.directory.last_metrics().get("step", -1) >= step)
+
+    def _write_line(self, step: int, figures: Mapping[str, float]) -> None:
+        line = {name: round(value, 8) for name, value in figures.items()}
+        self.directory.write_metrics({"step": step, "stage": self._stage, **line})
+        self.tensorboard.write(step, line)
+        self._evaluated = {}
+
+    def _write_trajectories(self, step: int, groups: Sequence[ScoredGroup]) -> None:
+        folder = self.directory.path / "trajectories"
+        folder.mkdir(exist_ok=True)
+        partial = folder / f".step-{step:06d}.partial"
+        with partial.open("wb") as file, zstandard.ZstdCompressor(level=3).stream_writer(file) as compressed:
+            lines = io.TextIOWrapper(compressed, encoding="utf-8", write_through=True)
+            for group in groups:
+                for trajectory in group.trajectories:
+                    row = {"group_id": group.group_id, "stage": group.stage, **trajectory.model_dump(mode="json")}
+                    lines.write(json.dumps(row, ensure_ascii=False) + "\n")
+            lines.detach()
+        partial.replace(folder / f"step-{step:06d}.jsonl.zst")
+
+
+def stage_questions(recipe: Recipe) -> dict[str, list[Question]]:
+    """Raises InvalidInput that names file and line."""
+    return {stage.name: load_questions(Path(stage.questions), corpus=stage.corpus) for stage in recipe.stages}
+
+
+def evaluation_questions(recipe: Recipe) -> list[Question]:
+    evaluation = recipe.evaluation
+    if evaluation is None:
+        return []
+    questions = load_questions(Path(evaluation.questions), corpus=evaluation.corpus)
+    return balanced_sample(questions, evaluation.num_questions, seed=recipe.seed)

@@ -1,0 +1,79 @@
+"""One training process: `python -m services.trainer.train RUN_DIR`, alone or under torchrun.
+
+RUN_DIR holds recipe.json. Ends by itself (ending.json says how) or crashes; started again, it continues from the
+newest checkpoint.
+"""
+
+import asyncio
+import contextlib
+import os
+import signal
+import sys
+from pathlib import Path
+
+from searcher.contracts.errors import InvalidInput
+from searcher.servicekit.logging import configure_logging
+from services.trainer.parentage import die_with_parent
+from services.trainer.rundir import Ending, Outcome, RunDirectory
+from services.trainer.settings import TrainerSettings
+
+
+def main() -> int:
+    die_with_parent()
+    asked_early: list[int] = []
+    signal.signal(signal.SIGTERM, lambda number, frame: asked_early.append(number))
+    settings = TrainerSettings()
+    configure_logging(settings.shared)
+    directory = RunDirectory(Path(sys.argv[1]).absolute())
+    is_first = int(os.environ.get("RANK", "0")) == 0
+    with directory.locked() if is_first else contextlib.nullcontext():
+        try:
+            outcome = asyncio.run(train_here(directory, settings, asked_early))
+        except InvalidInput as error:
+            ending = Ending(outcome=Outcome.REFUSED, error=error.detail)
+        else:
+            ending = Ending(outcome=outcome)
+        if is_first:
+            directory.event("ended", outcome=ending.outcome.value, error=ending.error)
+            directory.ending = ending
+    return 0 if ending.error is None else 2
+
+
+async def train_here(directory: RunDirectory, settings: TrainerSettings, asked_early: list[int]) -> Outcome:
+    from searcher.clients.evaluator import EvaluatorClient
+    from searcher.servicekit.streams import connect
+    from services.trainer.engine import TrainingEngine
+    from services.trainer.loop import train
+    from services.trainer.office import Office
+    from services.trainer.processes import Processes
+    from services.trainer.run import Run
+
+    stop = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
+    if asked_early:
+        stop.set()
+    recipe = directory.recipe
+    processes = Processes(device=recipe.trainer.device)
+    redis = connect(settings.shared.redis_url)
+    evaluator = None
+    if settings.evaluator_url:
+        evaluator = EvaluatorClient(settings.evaluator_url, api_key=settings.shared.api_key)
+    office = None
+    if processes.is_first:
+        office = Office(directory, recipe, settings, redis=redis, evaluator=evaluator, stop=stop)
+    try:
+        run = Run(directory, recipe, TrainingEngine(recipe, processes), processes, office)
+        run.resume()
+        if processes.is_first:
+            directory.event("training", from_step=run.step, processes=processes.part.count)
+        await train(run)
+    finally:
+        await redis.aclose()
+        if evaluator:
+            await evaluator.close()
+    processes.close()
+    return run.outcome
+
+
+if __name__ == "__main__":
+    sys.exit(main())

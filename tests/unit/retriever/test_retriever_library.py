@@ -1,0 +1,131 @@
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from searcher.contracts.errors import InvalidInput
+from services.retriever.build_index import build_index
+from services.retriever.library import Library
+
+
+@pytest.fixture
+def index(tmp_path: Path, write_corpus: Callable[..., Path]) -> Path:
+    build_index(write_corpus(), tmp_path / "indexes" / "world", kind="bm25")
+    return tmp_path / "indexes" / "world"
+
+
+def names(index_dir: Path) -> list[str]:
+    return sorted(Library().open_all(index_dir))
+
+
+def test_an_index_itself_is_served_as_default(index: Path) -> None:
+    assert names(index) == ["default"]
+
+
+def test_a_single_corpus_is_served_by_its_name_and_as_default(index: Path) -> None:
+    assert names(index.parent) == ["default", "world"]
+
+
+def test_several_corpora_are_served_by_their_names_only(index: Path) -> None:
+    shutil.copytree(index, index.parent / "other")
+
+    assert names(index.parent) == ["other", "world"]
+
+
+def test_a_corpus_named_default_is_the_default_among_several(index: Path) -> None:
+    shutil.copytree(index, index.parent / "default")
+
+    assert names(index.parent) == ["default", "world"]
+
+
+def test_folders_that_no_corpus_can_be_named_after_are_passed_over(index: Path) -> None:
+    (index.parent / "lost+found").mkdir()
+    (index.parent / ".world.building").mkdir()
+
+    assert names(index.parent) == ["default", "world"]
+
+
+def test_a_folder_without_a_manifest_is_refused(index: Path) -> None:
+    (index.parent / "half").mkdir()
+
+    with pytest.raises(InvalidInput, match=r"half/manifest\.json: no such file"):
+        names(index.parent)
+
+
+def test_an_empty_folder_is_refused_with_the_way_out(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInput, match="holds no index; build one with"):
+        names(tmp_path)
+
+
+def test_a_missing_folder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInput, match="is not a folder"):
+        names(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("name", ["passages.jsonl", "offsets.npy", "bm25/data.csc.index.npy", "bm25/vocab.index.json"])
+def test_a_missing_file_is_named(index: Path, name: str) -> None:
+    (index / name).unlink()
+
+    with pytest.raises(InvalidInput, match=f"{name}: missing"):
+        names(index)
+
+
+def test_a_truncated_file_is_named(index: Path) -> None:
+    path = index / "passages.jsonl"
+    path.write_bytes(path.read_bytes()[:-1])
+
+    with pytest.raises(InvalidInput, match=r"passages\.jsonl: \d+ bytes, but the manifest says"):
+        names(index)
+
+
+def test_a_changed_file_is_named(index: Path) -> None:
+    path = index / "passages.jsonl"
+    path.write_bytes(path.read_bytes().replace(b"Italy", b"Spain"))
+
+    with pytest.raises(InvalidInput, match=r"passages\.jsonl: its sha256 is not the manifest's"):
+        names(index)
+
+
+def test_a_manifest_of_another_version_is_refused(index: Path) -> None:
+    path = index / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 2}))
+
+    with pytest.raises(InvalidInput, match="not a manifest of this version"):
+        names(index)
+
+
+def test_an_index_that_scores_its_golden_query_differently_is_refused(index: Path) -> None:
+    path = index / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["golden"]["score"] *= 1.1
+    path.write_text(json.dumps(manifest))
+
+    with pytest.raises(InvalidInput, match="encoder or library differ"):
+        names(index)
+
+
+def test_another_encoder_than_the_manifests_is_refused(
+    tmp_path: Path, write_corpus: Callable[..., Path], letter_encoder: Callable[..., Path]
+) -> None:
+    build_index(write_corpus(), tmp_path / "flat", kind="flat", encoder=str(letter_encoder()))
+    manifest = json.loads((tmp_path / "flat" / "manifest.json").read_text())
+    manifest["index"]["encoder"]["pooling"] = "cls"
+    (tmp_path / "flat" / "manifest.json").write_text(json.dumps(manifest))
+
+    with pytest.raises(InvalidInput, match="is not the encoder that"):
+        names(tmp_path / "flat")
+
+
+def test_corpora_of_one_encoder_share_it(
+    tmp_path: Path, write_corpus: Callable[..., Path], letter_encoder: Callable[..., Path]
+) -> None:
+    encoder = str(letter_encoder())
+    for name in ("one", "two"):
+        build_index(write_corpus(), tmp_path / "flat" / name, kind="flat", encoder=encoder)
+    library = Library(num_threads=1)
+
+    library.open_all(tmp_path / "flat")
+
+    assert len(library._encoders) == 1
