@@ -1,11 +1,11 @@
-# Searcher needs Python 3.11, make and a C compiler (DeepSpeed builds one small extension). Everything else is installed
-# into .venv (services, command, tools) and .venv-engine (the vLLM server) by `make setup`.
+# Searcher needs Python 3.11, make and a C compiler. Everything else is installed into .venv (services, command, tools)
+# and .venv-engine (the vLLM server) by `make setup`; `searcher doctor` tells what a machine lacks.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 ENGINE_BIN := .venv-engine/bin
 READY := .venv/.ready
 ENGINE_READY := .venv-engine/.ready
-SETS := services dev retriever reward rollout trainer evaluator
+SETS := services dev retriever reward rollout trainer evaluator cli
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 RECIPE ?=
 

@@ -4,38 +4,39 @@ import asyncio
 from pathlib import Path
 
 from searcher.cli.console import console
-from searcher.cli.lifecycle import existing
+from searcher.cli.lifecycle import existing, recipe_path
 from searcher.cli.settings import CliSettings
 from searcher.clients.rollout import RolloutClient
 from searcher.contracts.errors import NotFound, SearcherError
 from searcher.contracts.question import AskRequest, RolloutPlan
 from searcher.contracts.trajectory import AskEvent, AskEventKind
+from searcher.recipes import load_recipe
 from searcher.servicekit.settings import SharedSettings
 
 
-def ask(question: str, *, corpus: str, state_dir: Path | None) -> None:
-    client, plan = _rollout_and_plan(state_dir)
-    asyncio.run(_ask(client, AskRequest(question=question, corpus=corpus, plan=plan)))
+def ask(question: str, *, corpus: str, recipe_name: str | None, state_dir: Path | None) -> None:
+    request = AskRequest(question=question, corpus=corpus, plan=evaluation_plan(recipe_name, state_dir))
+    asyncio.run(_ask(_client(state_dir), request))
 
 
-def greedy(plan: RolloutPlan, *, temperature: float = 0.0) -> RolloutPlan:
-    """A recipe's plan as it is used outside training: most likely tokens, and an end at the answer."""
-    return plan.model_copy(update={"temperature": temperature, "stop_at_answer": True})
+def evaluation_plan(recipe_name: str | None, state_dir: Path | None) -> RolloutPlan:
+    """Prompt and limits as the model was trained with them: of a recipe by name, else of the deployed one.
 
-
-def plan_of_deployment(state_dir: Path | None) -> RolloutPlan:
-    """The prompt and limits of the deployed recipe; the published ones if nothing is deployed here."""
+    Where neither is known, the published ones.
+    """
+    if recipe_name is not None:
+        return load_recipe(recipe_path(recipe_name)).evaluation_plan
     try:
-        return existing(state_dir).recipe.rollout
+        return existing(state_dir).recipe.evaluation_plan
     except NotFound:
-        return RolloutPlan()
+        return RolloutPlan(temperature=0.0, stop_at_answer=True)
 
 
-def _rollout_and_plan(state_dir: Path | None) -> tuple[RolloutClient, RolloutPlan]:
-    url, plan = CliSettings().rollout_url, greedy(plan_of_deployment(state_dir))
+def _client(state_dir: Path | None) -> RolloutClient:
+    url = CliSettings().rollout_url
     if url is not None:
-        return RolloutClient(url, api_key=SharedSettings().api_key, timeout_seconds=600.0), plan
-    return existing(state_dir).rollout(), plan
+        return RolloutClient(url, api_key=SharedSettings().api_key, timeout_seconds=600.0)
+    return existing(state_dir).rollout()
 
 
 async def _ask(client: RolloutClient, request: AskRequest) -> None:

@@ -28,12 +28,12 @@ def print_error(error: SearcherError) -> None:
         errors.print("is it running? `searcher status` shows it, `searcher up` starts it", markup=False)
 
 
-def sparkline(values: Sequence[float], *, width: int) -> str:
-    """The newest `width` points, each the mean of an equal share of the values, from the lowest to the highest."""
+def sparkline(values: Sequence[float], *, width: int, scale: tuple[float, float] | None = None) -> str:
+    """At most `width` points, each the mean of an equal share of the values; drawn from the lowest to the highest."""
     if not values:
         return ""
     points = _thinned(values, width)
-    low, high = min(points), max(points)
+    low, high = scale or (min(points), max(points))
     if high == low:
         return BLOCKS[0] * len(points)
     return "".join(BLOCKS[round((value - low) / (high - low) * (len(BLOCKS) - 1))] for value in points)

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from ctypes.util import find_library
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -51,6 +52,7 @@ def doctor(state_dir: Path | None, port_offset: int) -> None:
 def examine(state_dir: Path, port_offset: int) -> Iterator[Finding]:
     yield _python()
     yield _compiler()
+    yield _libnuma()
     yield from _resources(state_dir)
     for name in PACKAGES:
         yield _package(name)
@@ -71,7 +73,16 @@ def _compiler() -> Finding:
     path = shutil.which("cc") or shutil.which("gcc")
     if path:
         return Finding("C compiler", path)
-    return Finding("C compiler", "none", "bad", "DeepSpeed builds an extension: install gcc or clang")
+    return Finding("C compiler", "none", "warn", "for recipes with offload_optimizer: install gcc or clang")
+
+
+def _libnuma() -> Finding:
+    name = find_library("numa")
+    if name:
+        return Finding("libnuma", name)
+    return Finding(
+        "libnuma", "not found", "bad", "vLLM on CPU links to it: apt-get install libnuma1, dnf install numactl-libs"
+    )
 
 
 def _resources(state_dir: Path) -> Iterator[Finding]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rich.table import Table
 
-from searcher.cli.ask import greedy, plan_of_deployment
+from searcher.cli.ask import evaluation_plan
 from searcher.cli.console import console, duration
 from searcher.cli.lifecycle import existing
 from searcher.cli.progress import track_evaluation
@@ -33,13 +33,20 @@ COLUMNS = (
 
 
 def evaluate(
-    questions: Path, *, corpus: str, limit: int | None, temperature: float, out: Path | None, state_dir: Path | None
+    questions: Path,
+    *,
+    corpus: str,
+    limit: int | None,
+    temperature: float,
+    out: Path | None,
+    recipe_name: str | None,
+    state_dir: Path | None,
 ) -> None:
     request = EvaluationRequest(
         id=_evaluation_id(questions),
         title=questions.name,
         questions=tuple(load_questions(questions, corpus=corpus, limit=limit)),
-        plan=greedy(plan_of_deployment(state_dir), temperature=temperature),
+        plan=evaluation_plan(recipe_name, state_dir).model_copy(update={"temperature": temperature}),
     )
     folder = out or (state_dir or CliSettings().state_dir) / "reports" / request.id
     report, html = asyncio.run(_run(_client(state_dir), request))

@@ -29,6 +29,10 @@ PortOffset = Annotated[
     int | None, typer.Option(help="Added to every port, to run beside another deployment.", min=0, max=50_000)
 ]
 Corpus = Annotated[str, typer.Option(help="Which of the retriever's corpora to search.")]
+PlanOf = Annotated[
+    str | None,
+    typer.Option("--recipe", help="Whose prompt and limits to use.", show_default="the deployed recipe's"),
+]
 
 
 def main() -> None:
@@ -121,22 +125,34 @@ def evaluate(
     n: Annotated[int | None, typer.Option("--n", help="Ask the first N questions only.", min=1)] = None,
     temperature: Annotated[float, typer.Option(help="0 is greedy.", min=0.0, max=2.0)] = 0.0,
     out: Annotated[Path | None, typer.Option(help="Directory of report.json and report.html.")] = None,
+    recipe: PlanOf = None,
     state_dir: StateDir = None,
 ) -> None:
     """Measure the engines' weights on a benchmark: EM, cover-EM, F1, searches, evidence."""
     from searcher.cli import evaluate as evaluation
 
-    evaluation.evaluate(questions, corpus=corpus, limit=n, temperature=temperature, out=out, state_dir=state_dir)
+    evaluation.evaluate(
+        questions,
+        corpus=corpus,
+        limit=n,
+        temperature=temperature,
+        out=out,
+        recipe_name=recipe,
+        state_dir=state_dir,
+    )
 
 
 @app.command()
 def ask(
-    question: Annotated[str, typer.Argument(show_default=False)], corpus: Corpus = "default", state_dir: StateDir = None
+    question: Annotated[str, typer.Argument(show_default=False)],
+    corpus: Corpus = "default",
+    recipe: PlanOf = None,
+    state_dir: StateDir = None,
 ) -> None:
     """Ask one question and watch the model think, search, read and answer."""
     from searcher.cli import ask as asking
 
-    asking.ask(question, corpus=corpus, state_dir=state_dir)
+    asking.ask(question, corpus=corpus, recipe_name=recipe, state_dir=state_dir)
 
 
 @app.command()

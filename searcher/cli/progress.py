@@ -33,18 +33,19 @@ OUTAGE_SECONDS = 120.0
 SPEED_STEPS = 10
 """The remaining time is told from this many of the newest steps: trajectories grow longer as the policy learns."""
 
-CURVES = {
-    "reward": "reward",
-    "search rate": "search_rate",
-    "format right": "format_rate",
-    "F1": "f1",
-    "F1, 1 hop": "f1_1hop",
-    "F1, 2 hops": "f1_2hop",
-    "searches per question": "searches_per_question",
-    "tokens per second": "tokens_per_second",
-    "evaluation F1": "eval/f1",
+SHARE = (0.0, 1.0)
+CURVES: dict[str, tuple[str, tuple[float, float] | None]] = {
+    "reward": ("reward", None),
+    "search rate": ("search_rate", SHARE),
+    "format right": ("format_rate", SHARE),
+    "F1": ("f1", SHARE),
+    "F1, 1 hop": ("f1_1hop", SHARE),
+    "F1, 2 hops": ("f1_2hop", SHARE),
+    "searches per question": ("searches_per_question", None),
+    "tokens per second": ("tokens_per_second", None),
+    "evaluation F1": ("eval/f1", SHARE),
 }
-"""What is drawn, and its name in metrics.jsonl."""
+"""What is drawn, its name in metrics.jsonl, and its scale where that is fixed."""
 
 
 @contextmanager
@@ -154,17 +155,20 @@ class RunView:
 
     def _curves(self) -> Table:
         table = Table.grid(padding=(0, 2))
-        for title, name in CURVES.items():
+        for title, (name, scale) in CURVES.items():
             values = [float(row[name]) for row in self.rows if name in row]
             if values:
-                table.add_row(title, f"[cyan]{sparkline(values, width=CURVE_WIDTH)}[/]", f"{values[-1]:.3g}")
+                curve = sparkline(values, width=CURVE_WIDTH, scale=scale)
+                table.add_row(
+                    title, f"[cyan]{curve}[/]", f"{values[-1]:,.0f}" if values[-1] >= 100 else f"{values[-1]:.2f}"
+                )
         return table
 
     def _last_line(self) -> str:
-        if self.status is None:
+        if self.status is None or self.status.state is not RunState.RUNNING:
             return ""
         restarts = f", {self.status.restarts} restarts" if self.status.restarts else ""
-        if self.stopping and self.status.state is RunState.RUNNING:
+        if self.stopping:
             return "[yellow]stopping after this step; Ctrl-C again leaves the run to itself[/]"
         return f"[dim]{self.status.run_id} {self.status.state.value}{restarts}; Ctrl-C stops after the current step[/]"
 

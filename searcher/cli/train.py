@@ -39,7 +39,8 @@ def train(
     if dry_run:
         print_plan(recipe)
         return
-    refuse_missing_files(recipe)
+    if CliSettings().trainer_url is None:  # else the files are where that trainer is
+        refuse_missing_files(recipe)
     status = asyncio.run(
         _submit_and_watch(
             _trainer(recipe, state_dir or CliSettings().state_dir, port_offset),

@@ -61,12 +61,14 @@ def mark_up(response: str) -> str:
 
 
 def _spans(found: list[Piece]) -> Iterator[str]:
+    on_new_line = True
     for piece in found:
         if piece.kind is Kind.DOCUMENTS:
             lines = "".join(f"<span>{_escaped(line)}</span>" for line in piece.text.splitlines() if line.strip())
             yield f'<span class="documents">{lines}</span>'
-        elif text := piece.text.strip("\n"):
+        elif text := piece.text.lstrip() if on_new_line else piece.text.strip("\n"):
             yield f'<span class="{piece.kind.value}">{_escaped(text)}</span>'
+        on_new_line = piece.kind is Kind.DOCUMENTS
 
 
 def _escaped(text: str) -> str:

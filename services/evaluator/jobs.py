@@ -107,10 +107,11 @@ redis.call('ZADD', leases, 'XX', now + ARGV[3], ARGV[1])
 return 1
 """
 
-# ARGV chunk, weights, num_figures, names of the figures, then per question: id, row, its figures
+# ARGV chunk, weights ('' if no token was sampled), num_figures, names of the figures,
+# then per question: id, row, its figures
 _STORE = """
 if not is_open then return 0 end
-if redis.call('HSETNX', record, 'weights', ARGV[2]) == 0 then
+if ARGV[2] ~= '' and redis.call('HSETNX', record, 'weights', ARGV[2]) == 0 then
   local before = redis.call('HGET', record, 'weights')
   if before ~= ARGV[2] then
     finish('failed', 'weights changed during the evaluation: from ' .. before .. ' to ' .. ARGV[2])
@@ -297,7 +298,7 @@ class Jobs:
         return Report(
             id=evaluation_id,
             title=parts[0].title,
-            weights=record[b"weights"].decode(),
+            weights=record.get(b"weights", b"").decode(),
             plan=parts[0].plan,
             rules=parts[0].rules,
             created_at=dt.datetime.fromtimestamp(created_ms / 1000, dt.UTC).isoformat(timespec="seconds"),

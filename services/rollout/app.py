@@ -155,10 +155,7 @@ def _add_routes(app: FastAPI) -> None:
 async def _rollouts(rollout: Rollout, request: RolloutRequest) -> RolloutResponse:
     """Raises Conflict unless all tokens came from one version, and from the demanded one if there is one."""
     await rollout.engines.hold_named(request.weights)
-    samples_QN = await all_of(
-        all_of(rollout.sample(question, request.plan, index) for index in range(request.num_samples))
-        for question in request.questions
-    )
+    samples_QN = await all_of(_samples(rollout, request, question) for question in request.questions)
     versions = sorted({version for samples in samples_QN for sample in samples for version in sample.versions})
     if len(versions) > 1 or (request.weights is not None and versions not in ([], [request.weights])):
         raise Conflict(f"weights: they changed during the request ({', '.join(versions)}); ask again")
@@ -166,6 +163,10 @@ async def _rollouts(rollout: Rollout, request: RolloutRequest) -> RolloutRespons
     if request.rules is not None:
         groups_QN = await all_of(_scored(rollout, group, request.rules) for group in groups_QN)
     return RolloutResponse(groups=tuple(groups_QN), weights=versions[0] if versions else request.weights or "")
+
+
+async def _samples(rollout: Rollout, request: RolloutRequest, question: Question) -> list[Sample]:
+    return await all_of(rollout.sample(question, request.plan, index) for index in range(request.num_samples))
 
 
 async def _scored(rollout: Rollout, group: tuple[Trajectory, ...], rules: str) -> tuple[Trajectory, ...]:

@@ -42,7 +42,7 @@ def whiten(batch: Batch, total: Total) -> Batch:
         advantages_BT = ((micro.advantages_BT.double() - mean) * scale).float()
         return replace(micro, advantages_BT=advantages_BT.masked_fill(~micro.trained_mask_BT, 0.0))
 
-    return Batch(tuple(tuple(whitened(micro) for micro in update) for update in batch.updates))
+    return batch.each(whitened)
 
 
 def penalise_divergence(micro: MicroBatch, kl_BT: Tensor, *, coefficient: float) -> MicroBatch:

@@ -13,7 +13,7 @@ Position t predicts token t + 1, so everything but `input_ids` and `position_ids
 A row holds several trajectories; where `position_ids` restart, attention restarts too.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Self
 
@@ -58,11 +58,12 @@ class MicroBatch:
     advantages_BT: Tensor
     loss_weights_BT: Tensor
     """They add up to 1 over one optimiser update, all processes together: the mean is in here."""
-    num_tokens: int
-    """Without padding."""
+    old_logprobs_BT: Tensor | None = None
+    """Of the target under the policy that the step started with; None where that is the policy being updated."""
+    reference_logprobs_BT: Tensor | None = None
 
     def to(self, device: torch.device) -> Self:
-        tensors = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "num_tokens"}
+        tensors = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) is not None}
         return replace(self, **{name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()})
 
 
@@ -71,6 +72,9 @@ class Batch:
     """One training step: its optimiser updates in order, each a tuple of micro-batches of this process."""
 
     updates: tuple[tuple[MicroBatch, ...], ...]
+
+    def each(self, change: Callable[[MicroBatch], MicroBatch]) -> "Batch":
+        return Batch(tuple(tuple(change(micro) for micro in update) for update in self.updates))
 
     @property
     def micro_batches(self) -> list[MicroBatch]:
@@ -175,5 +179,4 @@ def micro_batch(rows: Sequence[Sequence[int]], examples: Sequence[Example], weig
         rollout_logprobs_BT=rollout_logprobs_BT,
         advantages_BT=advantages_BT,
         loss_weights_BT=loss_weights_BT,
-        num_tokens=sum(len(examples[i]) for row in rows for i in row),
     )

@@ -7,16 +7,17 @@ that a checkpoint needs.
 import os
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from searcher.contracts.recipe import Recipe
+from searcher.contracts.recipe import Advantage, Recipe
 from services.trainer.advantage import penalise_divergence, whiten
 from services.trainer.batch import Batch, MicroBatch
+from services.trainer.logprobs import HeadOnTargets, score
 from services.trainer.loss import LossReport, LossSums, policy_loss, report_of
 from services.trainer.processes import Processes
 
@@ -31,14 +32,6 @@ class StepReport:
     grad_norms: tuple[float, ...]
     """Before clipping. Many times its usual size: a bad batch, or the start of a collapse."""
     learning_rate: float
-
-
-@dataclass(frozen=True)
-class Scored:
-    """What a model says about a micro-batch's targets: 0 where nothing is trained."""
-
-    logprobs_BT: Tensor
-    entropies_BT: Tensor
 
 
 class TrainingEngine:
@@ -57,13 +50,16 @@ class TrainingEngine:
             self.reference = _load_model(recipe).to(self.device).eval().requires_grad_(False)
             self.reference_head = HeadOnTargets(self.reference)
 
-    def token_advantages(self, batch: Batch) -> Batch:
-        """The per-token part of the advantage, which needs the model (KL) or all processes (whitening)."""
+    def prepare(self, batch: Batch) -> Batch:
+        """What a step needs beyond its trajectories: log-probabilities of fixed policies, and advantages per token."""
         recipe = self.recipe.trainer
-        if self.reference is not None and recipe.kl_in == "reward":
-            updates = tuple(tuple(self._penalised(micro) for micro in update) for update in batch.updates)
-            batch = Batch(updates)
-        if recipe.whiten and recipe.advantage == "reinforce++-baseline":
+        if self.reference is not None:
+            batch = batch.each(lambda micro: replace(micro, reference_logprobs_BT=self._reference_logprobs(micro)))
+            if recipe.kl_in == "reward":
+                batch = batch.each(self._penalised)
+        if len(batch.updates) > 1:  # the policy moves within the step: the ratio needs the one it started from
+            batch = batch.each(lambda micro: replace(micro, old_logprobs_BT=self._logprobs(micro)))
+        if recipe.whiten and recipe.advantage is Advantage.REINFORCE_PP_BASELINE:
             batch = whiten(batch, self.processes.total)
         return batch
 
@@ -71,23 +67,12 @@ class TrainingEngine:
         """One pass over the batch: an optimiser step after each of its updates."""
         for group in self.deepspeed.optimizer.param_groups:
             group["lr"] = learning_rate
-        # With several updates the policy moves within the step: the ratio needs the policy it started from.
-        fixed = len(batch.updates) > 1
-        old = {id(micro): self.logprobs(micro) for micro in batch.micro_batches} if fixed else {}
         reports, norms = [], []
         for update in batch.updates:
-            sums = [
-                self._accumulate(micro.to(self.device), old.get(id(micro)), is_last=micro is update[-1])
-                for micro in update
-            ]
+            sums = [self._accumulate(micro.to(self.device), is_last=micro is update[-1]) for micro in update]
             norms.append(self._update())
             reports.append(self._report(sums))
         return StepReport(tuple(reports), tuple(norms), learning_rate)
-
-    def logprobs(self, micro: MicroBatch) -> Tensor:
-        """Of the targets under the policy as it is now, without gradient."""
-        with torch.no_grad():
-            return self._score(self.deepspeed, self.policy_head, micro.to(self.device)).logprobs_BT
 
     def weights(self) -> dict[str, Tensor]:
         """All parameters under their Hugging Face names, tied ones once; empty on all processes but the first."""
@@ -107,24 +92,22 @@ class TrainingEngine:
         self.deepspeed.load_checkpoint(str(directory), tag="state")
 
     def _penalised(self, micro: MicroBatch) -> MicroBatch:
-        kl_BT = (self.logprobs(micro) - self._reference_logprobs(micro.to(self.device))).cpu()
+        assert micro.reference_logprobs_BT is not None
+        kl_BT = self._logprobs(micro) - micro.reference_logprobs_BT
         return penalise_divergence(micro, kl_BT, coefficient=self.recipe.trainer.kl_coefficient)
 
+    @torch.no_grad()
+    def _logprobs(self, micro: MicroBatch) -> Tensor:
+        return score(self.deepspeed, self.policy_head, micro.to(self.device)).logprobs_BT.cpu()
+
+    @torch.no_grad()
     def _reference_logprobs(self, micro: MicroBatch) -> Tensor:
         assert self.reference is not None
-        with torch.no_grad():
-            return self._score(self.reference, self.reference_head, micro).logprobs_BT
+        return score(self.reference, self.reference_head, micro.to(self.device)).logprobs_BT.cpu()
 
-    def _accumulate(self, micro: MicroBatch, old_logprobs_BT: Tensor | None, *, is_last: bool) -> LossSums:
-        scored = self._score(self.deepspeed, self.policy_head, micro)
-        loss, sums = policy_loss(
-            scored.logprobs_BT,
-            scored.logprobs_BT.detach() if old_logprobs_BT is None else old_logprobs_BT,
-            micro,
-            self.recipe.trainer,
-            entropies_BT=scored.entropies_BT,
-            reference_logprobs_BT=None if self.reference is None else self._reference_logprobs(micro),
-        )
+    def _accumulate(self, micro: MicroBatch, *, is_last: bool) -> LossSums:
+        scored = score(self.deepspeed, self.policy_head, micro)
+        loss, sums = policy_loss(scored.logprobs_BT, scored.entropies_BT, micro, self.recipe.trainer)
         self.deepspeed.set_gradient_accumulation_boundary(is_last)
         # DeepSpeed averages gradients over processes; our weights already add up to 1 over all of them.
         self.deepspeed.backward(loss * self.processes.part.count, scale_wrt_gas=False)
@@ -143,56 +126,10 @@ class TrainingEngine:
         largest = torch.stack([one.difference_max for one in sums]).max()
         return report_of(self.processes.total(added), self.processes.largest(largest))
 
-    @staticmethod
-    def _score(model: nn.Module, head: "HeadOnTargets", micro: MicroBatch) -> Scored:
-        with head.only(micro.trained_mask_BT):
-            # No attention mask: the model builds causal blocks from where position_ids restart.
-            logits_NV = model(input_ids=micro.input_ids_BT, position_ids=micro.position_ids_BT, use_cache=False).logits
-        logits_NV = logits_NV.float()
-        targets_N1 = micro.target_ids_BT[micro.trained_mask_BT].unsqueeze(-1)
-        normaliser_N = logits_NV.logsumexp(-1)
-        logprobs_N = logits_NV.gather(-1, targets_N1).squeeze(-1) - normaliser_N
-        with torch.no_grad():
-            entropies_N = normaliser_N - (torch.softmax(logits_NV, -1) * logits_NV).sum(-1)
-        return Scored(_placed(logprobs_N, micro), _placed(entropies_N, micro))
-
     def _gathered(self, parameter: nn.Parameter) -> Any:
         import deepspeed
 
         return deepspeed.zero.GatheredParameters([parameter], enabled=self.recipe.trainer.zero_stage == 3)
-
-
-class HeadOnTargets:
-    """Lets a language model's output layer see only the positions whose targets are trained.
-
-    Most of a search trajectory is prompt and documents, and vocabularies are large: logits at every position would be
-    most of the step's memory. The model's own forward stays as it is.
-    """
-
-    def __init__(self, model: Any) -> None:
-        self.wanted_BT: Tensor | None = None
-        model.get_output_embeddings().register_forward_pre_hook(self._select)
-
-    def only(self, wanted_BT: Tensor) -> "HeadOnTargets":
-        self.wanted_BT = wanted_BT
-        return self
-
-    def __enter__(self) -> None:
-        assert self.wanted_BT is not None
-
-    def __exit__(self, *error: object) -> None:
-        self.wanted_BT = None
-
-    def _select(self, module: nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
-        if self.wanted_BT is None:
-            return None
-        hidden_BTD = arguments[0]
-        return (hidden_BTD[self.wanted_BT],)
-
-
-def _placed(values_N: Tensor, micro: MicroBatch) -> Tensor:
-    empty_BT = torch.zeros(micro.trained_mask_BT.shape, dtype=values_N.dtype, device=values_N.device)
-    return empty_BT.masked_scatter(micro.trained_mask_BT, values_N)
 
 
 def _prepare_imports(recipe: Recipe) -> None:

@@ -26,8 +26,7 @@ async def train(run: Run) -> None:
     while (groups := await run.collect()) is not None:
         with clock.measure("train"):
             advantages_GS = group_advantages(torch.tensor(rewards_of(groups), dtype=torch.float64), recipe.trainer)
-            batch = pack(groups, advantages_GS, recipe.trainer, part=run.processes.part)
-            batch = engine.token_advantages(batch)
+            batch = engine.prepare(pack(groups, advantages_GS, recipe.trainer, part=run.processes.part))
             report = engine.step(batch, learning_rate=learning_rate(run.step, recipe))
         run.learned(groups)
 

@@ -64,15 +64,10 @@ class LossSums:
 
 
 def policy_loss(
-    logprobs_BT: Tensor,
-    old_logprobs_BT: Tensor,
-    batch: MicroBatch,
-    recipe: TrainerRecipe,
-    *,
-    entropies_BT: Tensor,
-    reference_logprobs_BT: Tensor | None = None,
+    logprobs_BT: Tensor, entropies_BT: Tensor, batch: MicroBatch, recipe: TrainerRecipe
 ) -> tuple[Tensor, LossSums]:
-    """The loss with its gradient, and its sums without."""
+    """The loss with its gradient, and its sums without. `logprobs_BT` are of the policy that is updated."""
+    old_logprobs_BT = logprobs_BT.detach() if batch.old_logprobs_BT is None else batch.old_logprobs_BT
     policy_BT = batch.policy_mask_BT
     # Only tokens of the engine have an engine's log-probability; a document token (ablation) is left as it is.
     engine_ratio_BT = (old_logprobs_BT - batch.rollout_logprobs_BT).exp().masked_fill(~policy_BT, 1.0)
@@ -88,8 +83,8 @@ def policy_loss(
     loss = -(gain_BT * batch.loss_weights_BT).sum()
 
     reference_k3_BT = torch.zeros_like(loss).expand_as(ratio_BT)
-    if reference_logprobs_BT is not None:
-        reference_k3_BT = k3(reference_logprobs_BT - logprobs_BT).masked_fill(~policy_BT, 0.0)
+    if batch.reference_logprobs_BT is not None:
+        reference_k3_BT = k3(batch.reference_logprobs_BT - logprobs_BT).masked_fill(~policy_BT, 0.0)
         if recipe.kl_in == "loss":
             loss = loss + recipe.kl_coefficient * (reference_k3_BT * batch.loss_weights_BT).sum()
 

@@ -83,7 +83,7 @@ class Office:
         written_by = found.state["num_processes"]
         if written_by != self.recipe.trainer.num_processes:
             raise InvalidInput(
-                f"trainer.num_processes: {found.path.name} was written by {written_by} processes, and only as many can read it"
+                f"trainer.num_processes: {found.path.name} was written by {written_by} processes; as many must read it"
             )
         return found
 

@@ -124,7 +124,7 @@ async def client(api: subprocess.Popen[bytes], port: int, anyio_backend: str) ->
 
 async def ready(client: EvaluatorClient) -> None:
     async with asyncio.timeout(60):
-        while not await client.is_ready():
+        while not await client.is_ready():  # noqa: ASYNC110 (another process or task decides)
             await asyncio.sleep(0.1)
 
 
