@@ -120,19 +120,19 @@ def learning_curves(rows: Sequence[Row]) -> list[Plot]:
 
     rate = (0.0, 1.0)
     return [
-        plot("Reward", "mean of the step's samples; each stage has its own rules", _smoothed(rows, "reward", blue)),
+        plot("Reward", "mean of the step's samples; each stage has its own rules", smoothed(rows, "reward", blue)),
         plot(
             "Search and format",
             "share of samples that searched, and that kept the format",
-            _smoothed(rows, "search_rate", blue, label="searched"),
-            _smoothed(rows, "format_rate", Colour.SERIES_3, label="format right"),
+            smoothed(rows, "search_rate", blue, label="searched"),
+            smoothed(rows, "format_rate", Colour.SERIES_3, label="format right"),
             y_range=rate,
         ),
         plot(
             "F1 in training",
             "sampled answers to questions of the training world",
-            _smoothed(rows, "f1_1hop", blue, label="1 hop"),
-            _smoothed(rows, "f1_2hop", orange, label="2 hops"),
+            smoothed(rows, "f1_1hop", blue, label="1 hop"),
+            smoothed(rows, "f1_2hop", orange, label="2 hops"),
             y_range=rate,
         ),
         plot(
@@ -145,9 +145,9 @@ def learning_curves(rows: Sequence[Row]) -> list[Plot]:
         plot(
             "Searches per question",
             "two-hop questions need two",
-            _smoothed(rows, "searches_1hop", blue, label="1 hop"),
-            _smoothed(rows, "searches_2hop", orange, label="2 hops"),
-            [] if any("searches_2hop" in row for row in rows) else _smoothed(rows, "searches_per_question", blue),
+            smoothed(rows, "searches_1hop", blue, label="1 hop"),
+            smoothed(rows, "searches_2hop", orange, label="2 hops"),
+            [] if any("searches_2hop" in row for row in rows) else smoothed(rows, "searches_per_question", blue),
         ),
     ]
 
@@ -161,30 +161,29 @@ def _stages(rows: Sequence[Row]) -> list[Mark]:
     ]
 
 
-def _smoothed(rows: Sequence[Row], name: str, colour: Colour, *, label: str = "") -> list[Curve]:
+def smoothed(rows: Sequence[Row], name: str, colour: Colour, *, label: str = "") -> list[Curve]:
     """What was measured, faint, and the mean over its neighbours in the same stage. [] if nothing was measured."""
     measured = [row for row in rows if row.get(name) is not None]
     if not measured:
         return []
     steps: list[float] = []
+    values: list[float] = []
     means: list[float] = []
     for these in [list(stage) for _, stage in groupby(measured, key=lambda row: row.get("stage"))]:
-        values = [row[name] for row in these]
-        windows = [values[max(0, i - NEIGHBOURS) : i + NEIGHBOURS + 1] for i in range(len(values))]
-        steps += [*(row["step"] for row in these), math.nan]  # rewards of two stages are two measures: a gap between
+        inside = [row[name] for row in these]
+        windows = [inside[max(0, i - NEIGHBOURS) : i + NEIGHBOURS + 1] for i in range(len(inside))]
+        # Rewards of two stages are two measures, so there is a gap between them.
+        steps += [*(row["step"] for row in these), math.nan]
+        values += [*inside, math.nan]
         means += [*(fmean(window) for window in windows), math.nan]
-    return [Curve(label, *_series(rows, name), colour, "faint"), Curve(label or name, steps, means, colour)]
+    return [Curve(label, steps, values, colour, "faint"), Curve(label, steps, means, colour)]
 
 
 def _points(rows: Sequence[Row], name: str, colour: Colour, *, label: str) -> list[Curve]:
-    steps, values = _series(rows, name)
-    return [Curve(label, steps, values, colour, "points")] if steps else []
-
-
-def _series(rows: Sequence[Row], name: str) -> tuple[list[float], list[float]]:
-    """Steps at which a figure was measured, and its values. Evaluations happen at some steps only."""
+    """Evaluations happen at some steps only. [] if there was none."""
     measured = [row for row in rows if row.get(name) is not None]
-    return [row["step"] for row in measured], [row[name] for row in measured]
+    steps, values = [row["step"] for row in measured], [row[name] for row in measured]
+    return [Curve(label, steps, values, colour, "points")] if measured else []
 
 
 def _searches_after(after: Report) -> str:

@@ -25,15 +25,23 @@ from demo.report import render
 from demo.world import write_worlds
 from searcher.cli.embedded import Deployment
 from searcher.cli.progress import show_startup, track_evaluation, track_run
-from searcher.contracts.errors import SearcherError
+from searcher.cli.train import recipe_with
+from searcher.contracts.errors import InvalidInput, SearcherError
 from searcher.contracts.recipe import Recipe
 from searcher.contracts.report import EvaluationRequest, Report
 from searcher.contracts.run import RunRequest, RunState
-from searcher.recipes import balanced_sample, load_questions, load_recipe
+from searcher.recipes import balanced_sample, load_questions
 
 PROJECT = Path(__file__).resolve().parents[1]
 NUM_QUESTIONS = 256
 """Held-out questions, half of them with one hop and half with two."""
+
+NEXT_COMMANDS = (
+    "searcher up recipes/tiny.toml",
+    "searcher train recipes/tiny.toml --run-id mine",
+    "searcher ask 'Who is the mother of the founder of Torco Works?' --corpus train",
+    "searcher down",
+)
 
 console = Console()
 
@@ -61,11 +69,15 @@ def main() -> None:
     parser.add_argument("--fresh", action="store_true", help="start anew, even if an unfinished demo could go on")
     parser.add_argument("--recipe", type=Path, default=PROJECT / "recipes" / "tiny.toml")
     parser.add_argument("--run-id", default="demo")
-    parser.add_argument("--seed", type=int, help="another seed than the recipe's")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a number of the recipe")
+    parser.add_argument("--only-stage", metavar="NAME", help="leave the other stages out")
     parser.add_argument("--port-offset", type=int, default=0, help="added to every port, if the usual ones are taken")
     arguments = parser.parse_args()
     try:
-        run_demo(arguments.recipe, arguments.run_id, arguments.port_offset, seed=arguments.seed, fresh=arguments.fresh)
+        recipe = recipe_with(arguments.recipe, arguments.set)
+        if arguments.only_stage:
+            recipe = only_stage(recipe, arguments.only_stage)
+        run_demo(recipe, arguments.run_id, arguments.port_offset, fresh=arguments.fresh)
     except SearcherError as error:
         console.print(f"[red]{error.detail}[/red]")
         sys.exit(1)
@@ -76,7 +88,15 @@ def main() -> None:
         sys.exit(130)
 
 
-def run_demo(recipe_path: Path, run_id: str, port_offset: int, *, seed: int | None, fresh: bool) -> None:
+def only_stage(recipe: Recipe, name: str) -> Recipe:
+    """Raises InvalidInput if the recipe has no such stage."""
+    stages = tuple(stage for stage in recipe.stages if stage.name == name)
+    if not stages:
+        raise InvalidInput(f"--only-stage: {name!r} is not one of {', '.join(s.name for s in recipe.stages)}")
+    return recipe.model_copy(update={"stages": stages})
+
+
+def run_demo(recipe: Recipe, run_id: str, port_offset: int, *, fresh: bool) -> None:
     started = time.monotonic()
     run_dir, state_dir = PROJECT / "runs" / run_id, PROJECT / ".searcher" / run_id
     if fresh or (run_dir / "summary.json").exists():
@@ -85,9 +105,6 @@ def run_demo(recipe_path: Path, run_id: str, port_offset: int, *, seed: int | No
     phases = Phases(run_dir / "phases.json")
     with phases.timed("world"):
         write_worlds(PROJECT / "build" / "tiny-world")
-    recipe = load_recipe(recipe_path)
-    if seed is not None:
-        recipe = recipe.model_copy(update={"seed": seed})
     deployment = Deployment.for_recipe(recipe, state_dir, port_offset)
     try:
         with phases.timed("services"), show_startup(console) as on_progress:
@@ -126,7 +143,7 @@ async def evaluate(deployment: Deployment, recipe: Recipe, name: str, *, tempera
     request = EvaluationRequest(
         id=name,
         title=name,
-        questions=tuple(balanced_sample(questions, NUM_QUESTIONS, seed=recipe.seed)),
+        questions=tuple(balanced_sample(questions, NUM_QUESTIONS, seed=0)),
         plan=recipe.evaluation_plan.model_copy(update={"temperature": temperature, "seed": 0}),
     )
     async with deployment.evaluator() as evaluator:
@@ -187,9 +204,9 @@ def show(summary: dict[str, Any], run_dir: Path, seconds: float) -> None:
         table.add_row(label, *(f"{summary[name][key]:.2f}" for name in columns.values()))
     console.print(table)
     console.print(f"{seconds / 60:.1f} minutes. Report: [bold]{run_dir / 'report.html'}[/bold]")
-    console.print(
-        "Next: [bold]searcher up recipes/tiny.toml[/bold], then [bold]searcher ask[/bold] …; [bold]docs/results.md[/bold] has more runs."
-    )
+    console.print("Next, with [bold]. .venv/bin/activate[/bold]:")
+    for command in NEXT_COMMANDS:
+        console.print(f"  [bold]{command}[/bold]", highlight=False)
 
 
 if __name__ == "__main__":

@@ -72,7 +72,7 @@ def curves(
             color=Colour.MUTED, fontsize=8,
         )  # fmt: skip
     axes.set_xlabel(x_label, color=Colour.MUTED)
-    if any(curve.kind != "faint" for curve in series) and len({curve.label for curve in series}) > 1:
+    if len({curve.label for curve in series}) > 1:
         axes.legend(frameon=False, labelcolor=Colour.INK, fontsize=8.5, handlelength=1.6)
     return _svg(figure, describe)
 

@@ -66,7 +66,7 @@ def _spans(found: list[Piece]) -> Iterator[str]:
         if piece.kind is Kind.DOCUMENTS:
             lines = "".join(f"<span>{_escaped(line)}</span>" for line in piece.text.splitlines() if line.strip())
             yield f'<span class="documents">{lines}</span>'
-        elif text := piece.text.lstrip() if on_new_line else piece.text.strip("\n"):
+        elif text := piece.text.strip("\n").lstrip(" " if on_new_line else ""):
             yield f'<span class="{piece.kind.value}">{_escaped(text)}</span>'
         on_new_line = piece.kind is Kind.DOCUMENTS
 

@@ -28,14 +28,23 @@ _COST_SMOOTHING = 0.1
 
 
 @dataclass(eq=False)
+class _Request:
+    """What the queries of one call have in common."""
+
+    corpus: Corpus
+    k: int
+    since: float
+    begun: bool = False
+    """Some of its queries were searched already, so the rest is not given up, however long it takes."""
+
+
+@dataclass(eq=False)
 class _Waiting:
     """One query of one caller."""
 
-    corpus: Corpus
     query: str
-    k: int
+    request: _Request
     answer: asyncio.Future[Hits]
-    since: float
 
 
 class Engine:
@@ -101,8 +110,8 @@ class Engine:
             return []
         self.check()
         self._refuse_if_overloaded(len(queries))
-        now = self._clock()
-        jobs = [_Waiting(corpus, query, k, self._loop.create_future(), since=now) for query in queries]
+        request = _Request(corpus, k, since=self._clock())
+        jobs = [_Waiting(query, request, self._loop.create_future()) for query in queries]
         with self._changed:
             self._waiting.extend(jobs)
             self._changed.notify()
@@ -143,15 +152,16 @@ class Engine:
             return batch
 
     def _is_wanted(self, job: _Waiting) -> bool:
-        waited = self._busy_since - job.since
+        waited = self._busy_since - job.request.since
         metrics.STAGE_SECONDS.labels("queue").observe(waited)
         if job.answer.cancelled():
             metrics.REJECTED.labels("cancelled").inc()
             return False
-        if waited > self.queue_seconds:
+        if waited > self.queue_seconds and not job.request.begun:
             metrics.REJECTED.labels("expired").inc()
             self._settle([job], [Overloaded(f"waited {waited:.1f} s", retry_after_seconds=self._seconds_per_query)])
             return False
+        job.request.begun = True
         return True
 
     def _answer(self, corpus: Corpus, jobs: list[_Waiting]) -> None:
@@ -173,22 +183,22 @@ class Engine:
 def _by_corpus(jobs: list[_Waiting]) -> list[tuple[Corpus, list[_Waiting]]]:
     groups: dict[Corpus, list[_Waiting]] = {}
     for job in jobs:
-        groups.setdefault(job.corpus, []).append(job)
+        groups.setdefault(job.request.corpus, []).append(job)
     return list(groups.items())
 
 
 def _search(corpus: Corpus, jobs: list[_Waiting]) -> list[Hits]:
     """One search for the distinct queries, as deep as the deepest asks; each job gets its own k of it."""
     position = {query: q for q, query in enumerate(dict.fromkeys(job.query for job in jobs))}
-    rows_QK, scores_QK = corpus.index.search(list(position), max(job.k for job in jobs))
+    rows_QK, scores_QK = corpus.index.search(list(position), max(job.request.k for job in jobs))
     metrics.SEARCHED.labels(corpus.name).inc(len(position))
     metrics.COALESCED.inc(len(jobs) - len(position))
-    return [_hits(rows_QK[q, : job.k], scores_QK[q, : job.k]) for job in jobs for q in (position[job.query],)]
+    return [_hits(rows_QK[position[job.query]], scores_QK[position[job.query]], job.request.k) for job in jobs]
 
 
-def _hits(rows_K: Rows, scores_K: Scores) -> Hits:
-    """Copies, so that a cached answer does not keep its whole batch alive."""
-    found = int((rows_K != NOTHING).sum())
+def _hits(rows_K: Rows, scores_K: Scores, k: int) -> Hits:
+    """The first k that were found. Copied, so that a cached answer does not keep its whole batch alive."""
+    found = int((rows_K[:k] != NOTHING).sum())
     return Hits(rows_K[:found].copy(), scores_K[:found].copy())
 
 

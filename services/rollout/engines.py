@@ -170,7 +170,8 @@ class Engines:
             if engine.state is EngineState.UPDATING:  # a damaged file costs the engine a read of it every time
                 pause = min(pause * 2 ** min(failures, 10), MAX_BACKOFF_SECONDS)
             with suppress(TimeoutError):
-                await asyncio.wait_for(engine.look.wait(), pause)
+                async with asyncio.timeout(pause):
+                    await engine.look.wait()
 
     async def _reconcile(self, engine: Engine) -> None:
         await self.refresh()

@@ -191,6 +191,17 @@ async def test_a_query_that_waited_too_long_is_given_up_unsearched(engine: Engin
     assert toy.batches == [["1"]]
 
 
+async def test_a_request_once_begun_is_finished_however_long_it_takes(corpus: Corpus, toy: ToyIndex) -> None:
+    engine = engine_of(corpus, toy, max_batch=1)
+    toy.seconds_per_search = 50.0
+    toy.let_go.set()
+
+    found = await engine.search(["1", "2", "3"], corpus=corpus, k=1)
+    await engine.close()
+
+    assert [hits.rows.tolist() for hits in found] == [[1], [2], [3]]
+
+
 async def test_closing_answers_what_waits_and_then_refuses(corpus: Corpus, toy: ToyIndex) -> None:
     engine = engine_of(corpus, toy)
     tasks = await while_busy(engine, toy, "1", "2")
