@@ -1,4 +1,4 @@
-# One target per image: retriever, reward, rollout, engine, engine-gpu, trainer, evaluator, cli.
+# One target per image, small ones first: the classic builder runs through all targets before the one it is asked for.
 # Each holds searcher/ and its own service only, runs as user 10001, and needs no BuildKit feature.
 #
 # On Linux pip installs torch with CUDA unless it is told where CPU builds are:
@@ -14,16 +14,6 @@ RUN groupadd --gid 10001 searcher \
 WORKDIR /app
 ARG PIP_EXTRA_INDEX_URL
 
-FROM base AS retriever
-COPY requirements/retriever.txt requirements/
-RUN pip install -r requirements/retriever.txt
-COPY searcher searcher
-COPY services/__init__.py services/
-COPY services/retriever services/retriever
-USER searcher
-EXPOSE 8001
-CMD ["python", "-m", "services.retriever"]
-
 FROM base AS reward
 COPY requirements/reward.txt requirements/
 RUN pip install -r requirements/reward.txt
@@ -33,6 +23,25 @@ COPY services/reward services/reward
 USER searcher
 EXPOSE 8002
 CMD ["python", "-m", "services.reward"]
+
+# The `searcher` command, for a deployment whose services run elsewhere.
+FROM base AS cli
+COPY requirements/cli.txt requirements/
+RUN pip install -r requirements/cli.txt
+COPY searcher searcher
+USER searcher
+ENTRYPOINT ["python", "-m", "searcher.cli.main"]
+CMD ["--help"]
+
+FROM base AS retriever
+COPY requirements/retriever.txt requirements/
+RUN pip install -r requirements/retriever.txt
+COPY searcher searcher
+COPY services/__init__.py services/
+COPY services/retriever services/retriever
+USER searcher
+EXPOSE 8001
+CMD ["python", "-m", "services.retriever"]
 
 FROM base AS rollout
 COPY requirements/rollout.txt requirements/
@@ -44,16 +53,6 @@ USER searcher
 EXPOSE 8003
 CMD ["python", "-m", "services.rollout"]
 
-FROM base AS trainer
-COPY requirements/trainer.txt requirements/
-RUN pip install -r requirements/trainer.txt
-COPY searcher searcher
-COPY services/__init__.py services/
-COPY services/trainer services/trainer
-USER searcher
-EXPOSE 8004
-CMD ["python", "-m", "services.trainer"]
-
 FROM base AS evaluator
 COPY requirements/evaluator.txt requirements/
 RUN pip install -r requirements/evaluator.txt
@@ -63,6 +62,16 @@ COPY services/evaluator services/evaluator
 USER searcher
 EXPOSE 8005
 CMD ["python", "-m", "services.evaluator"]
+
+FROM base AS trainer
+COPY requirements/trainer.txt requirements/
+RUN pip install -r requirements/trainer.txt
+COPY searcher searcher
+COPY services/__init__.py services/
+COPY services/trainer services/trainer
+USER searcher
+EXPOSE 8004
+CMD ["python", "-m", "services.trainer"]
 
 # vLLM finds our weight transfer through an entry point, so the engine's image installs the project.
 FROM base AS engine
@@ -96,12 +105,3 @@ USER searcher
 EXPOSE 8010
 ENTRYPOINT []
 CMD ["python3", "-m", "services.rollout.engine"]
-
-# The `searcher` command, for a deployment whose services run elsewhere.
-FROM base AS cli
-COPY requirements/cli.txt requirements/
-RUN pip install -r requirements/cli.txt
-COPY searcher searcher
-USER searcher
-ENTRYPOINT ["python", "-m", "searcher.cli.main"]
-CMD ["--help"]

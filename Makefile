@@ -8,9 +8,10 @@ ENGINE_READY := .venv-engine/.ready
 SETS := services dev retriever reward rollout trainer evaluator cli
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 RECIPE ?=
+FRESH ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up down test check lock tiny-model clean
+.PHONY: help setup demo up down test check lock tiny-world tiny-model clean
 
 help: ## Print this list.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */\1|/' | awk -F'|' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -20,10 +21,10 @@ setup: ## Install both environments from the locked requirements (about five min
 	$(MAKE) --no-print-directory --jobs 2 $(READY) $(ENGINE_READY) && \
 	echo "ready after $$(( $$(date +%s) - started )) s: .venv and .venv-engine"
 
-demo: $(READY) $(ENGINE_READY) ## Train a tiny model to search, on this machine's CPU, and show before and after.
-	$(BIN)/python -m demo.run
+demo: $(READY) $(ENGINE_READY) ## Train a tiny model to search on this CPU, before and after (FRESH=1: from the start).
+	$(BIN)/python -m demo.run $(if $(FRESH),--fresh)
 
-up: $(READY) $(ENGINE_READY) ## Start all services on this machine (RECIPE=recipes/….toml).
+up: $(READY) $(ENGINE_READY) tiny-world ## Start all services on this machine (RECIPE=recipes/….toml).
 	$(BIN)/searcher up $(RECIPE)
 
 down: ## Stop them.
@@ -43,8 +44,12 @@ lock: $(READY) $(ENGINE_READY) ## Pin what is installed now into requirements/*.
 	$(ENGINE_BIN)/python requirements/lock.py engine
 	touch $(READY) $(ENGINE_READY)
 
+tiny-world: $(READY) ## Write the demo's questions and passages into build/tiny-world.
+	@test -f build/tiny-world/train/corpus.jsonl || $(BIN)/python -m demo.world --split train --out build/tiny-world/train
+	@test -f build/tiny-world/heldout/corpus.jsonl || $(BIN)/python -m demo.world --split test --out build/tiny-world/heldout
+
 tiny-model: $(READY) ## Make the demo's base model anew from its seed (minutes of CPU).
-	$(BIN)/python -m demo.pretrain --out demo/model
+	$(BIN)/python -m demo.pretrain --out demo/tiny-model
 
 clean: ## Remove environments, caches and the embedded deployment's state (stop it first).
 	rm -rf .venv .venv-engine .searcher build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -54,7 +54,7 @@ def table(summaries: dict[str, dict[str, Any]]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", type=Path, nargs="+", help="run directories with metrics.jsonl and summary.json")
+    parser.add_argument("runs", type=Path, nargs="+", help="directories of demos under runs/")
     parser.add_argument("--labels", nargs="+", help="one per run; the directories' names if not given")
     parser.add_argument("--out", type=Path, required=True, help="the picture, as PNG or SVG")
     given = parser.parse_args(arguments)
@@ -62,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if len(labels) != len(given.runs):
         parser.error(f"{len(labels)} labels for {len(given.runs)} runs")
     by_label = dict(zip(labels, given.runs, strict=True))
-    draw({label: read_metrics(run / "metrics.jsonl") for label, run in by_label.items()}, given.out)
+    draw({label: read_metrics(run / "training" / "metrics.jsonl") for label, run in by_label.items()}, given.out)
     print(table({label: json.loads((run / "summary.json").read_text()) for label, run in by_label.items()}))
 
 

@@ -39,7 +39,7 @@ from searcher.qa.tags import QUERY_CLOSE, QUERY_OPEN
 
 FACTS = Mix(fact_lists=0.60, readings=0.25, max_facts=4, documents=(1, 1, 2), prior=SKILL)
 READING = Mix(fact_lists=0.15, readings=0.35, max_facts=8, documents=(1, 2, 3), prior=SKILL)
-ANNEAL = Mix(fact_lists=0.05, readings=0.10, max_facts=8, documents=(1, 2, 3), prior=BASE)
+ANNEAL = replace(READING, fact_lists=0.05, readings=0.10, shown_searches=0.35, share_given=0.0, prior=BASE)
 SHARE_FACTS = 0.27
 """Share of the skill stage that reads FACTS; a dense teacher of in-context copying, which has to come first."""
 
@@ -47,8 +47,6 @@ WORLD = WorldSize(people=600, companies=120, towns=100, films=100)
 TEXTS_PER_WORLD = 800
 """Then the world is thrown away, so that no fact can be memorised."""
 BATCH_TOKENS = 4096
-SHARE_GIVEN = 0.1
-"""Share of the given tokens (prompts, documents) that carry loss. Names in them are unpredictable, so few suffice."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +57,7 @@ class Stage:
     constant_until: float
     """Share of the stage after which the learning rate falls linearly from `peak` to `final`."""
     peak: float
-    """Learning rate, as a share of the optimisers' full rates. The anneal starts where the skill stage ends."""
+    """Learning rate, as a share of the optimisers' full rates."""
     final: float
 
     def learning_rate(self, tokens: int) -> float:
@@ -124,7 +122,7 @@ class Batch:
 
 
 def encode(
-    texts: list[list[Segment]], tokenizer: PreTrainedTokenizerBase, rng: random.Random
+    texts: list[list[Segment]], tokenizer: PreTrainedTokenizerBase, share_given: float, rng: random.Random
 ) -> list[tuple[list[int], list[bool]]]:
     """Ids and loss mask of each text: the start token, then its segments tokenised one by one."""
     segments = tokenizer([text for segments in texts for text, _ in segments], add_special_tokens=False)["input_ids"]
@@ -135,7 +133,7 @@ def encode(
         for segment in text:
             new_ids = next(ids_of_segment)
             ids += new_ids
-            carries_loss += [segment.taught or rng.random() < SHARE_GIVEN for _ in new_ids]
+            carries_loss += [segment.taught or rng.random() < share_given for _ in new_ids]
         encoded.append((ids, carries_loss))
     return encoded
 
@@ -143,7 +141,7 @@ def encode(
 def batches_of_a_world(tokenizer: PreTrainedTokenizerBase, mix: Mix, rng: random.Random) -> list[Batch]:
     """One fresh world's texts, texts of like length together, in random order."""
     library = Library.of(make_world("train", WORLD, seed=rng.randrange(2**32)))
-    texts = encode([random_text(library, mix, rng) for _ in range(TEXTS_PER_WORLD)], tokenizer, rng)
+    texts = encode([random_text(library, mix, rng) for _ in range(TEXTS_PER_WORLD)], tokenizer, mix.share_given, rng)
     texts.sort(key=lambda text: len(text[0]))
     batches: list[Batch] = []
     rows: list[tuple[list[int], list[bool]]] = []
@@ -295,15 +293,15 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="directory of the base model")
     parser.add_argument("--skill", type=Path, default=Path("runs/tiny-skill"), help="directory of the skill checkpoint")
     parser.add_argument("--anneal-only", action="store_true", help="start from the skill checkpoint")
-    parser.add_argument("--p-search", type=float, default=0.05, help="share of the anneal's transcripts that search")
+    parser.add_argument("--p-search", type=float, default=BASE.p_search, help="how often the base searches")
     parser.add_argument("--skill-tokens", type=int, default=9_000_000)
-    parser.add_argument("--anneal-tokens", type=int, default=1_000_000)
+    parser.add_argument("--anneal-tokens", type=int, default=1_200_000)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
 
     torch.set_num_threads(1)
     skill = Stage(args.skill_tokens, warmup_tokens=160_000, constant_until=0.6, peak=1.0, final=0.35)
-    anneal = Stage(args.anneal_tokens, warmup_tokens=40_000, constant_until=0.0, peak=0.35, final=0.02)
+    anneal = Stage(args.anneal_tokens, warmup_tokens=40_000, constant_until=0.0, peak=0.5, final=0.02)
     if not args.anneal_only:
         tokenizer = train_tokenizer()
         tokenizer.save_pretrained(args.skill)

@@ -33,6 +33,7 @@ from searcher.contracts.run import RunRequest, RunState
 from searcher.recipes import balanced_sample, load_questions
 
 PROJECT = Path(__file__).resolve().parents[1]
+RUN_ID = "training"
 NUM_QUESTIONS = 256
 """Held-out questions, half of them with one hop and half with two."""
 
@@ -68,7 +69,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--fresh", action="store_true", help="start anew, even if an unfinished demo could go on")
     parser.add_argument("--recipe", type=Path, default=PROJECT / "recipes" / "tiny.toml")
-    parser.add_argument("--run-id", default="demo")
+    parser.add_argument("--name", default="demo", help="directory under runs/")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a number of the recipe")
     parser.add_argument("--only-stage", metavar="NAME", help="leave the other stages out")
     parser.add_argument("--port-offset", type=int, default=0, help="added to every port, if the usual ones are taken")
@@ -77,7 +78,7 @@ def main() -> None:
         recipe = recipe_with(arguments.recipe, arguments.set)
         if arguments.only_stage:
             recipe = only_stage(recipe, arguments.only_stage)
-        run_demo(recipe, arguments.run_id, arguments.port_offset, fresh=arguments.fresh)
+        run_demo(recipe, arguments.name, arguments.port_offset, fresh=arguments.fresh)
     except SearcherError as error:
         console.print(f"[red]{error.detail}[/red]")
         sys.exit(1)
@@ -96,43 +97,43 @@ def only_stage(recipe: Recipe, name: str) -> Recipe:
     return recipe.model_copy(update={"stages": stages})
 
 
-def run_demo(recipe: Recipe, run_id: str, port_offset: int, *, fresh: bool) -> None:
+def run_demo(recipe: Recipe, name: str, port_offset: int, *, fresh: bool) -> None:
     started = time.monotonic()
-    run_dir, state_dir = PROJECT / "runs" / run_id, PROJECT / ".searcher" / run_id
-    if fresh or (run_dir / "summary.json").exists():
-        shutil.rmtree(run_dir, ignore_errors=True)
+    demo_dir, state_dir = PROJECT / "runs" / name, PROJECT / ".searcher" / name
+    if fresh or (demo_dir / "summary.json").exists():
+        shutil.rmtree(demo_dir, ignore_errors=True)
         shutil.rmtree(state_dir, ignore_errors=True)
-    phases = Phases(run_dir / "phases.json")
+    phases = Phases(demo_dir / "phases.json")
     with phases.timed("world"):
         write_worlds(PROJECT / "build" / "tiny-world")
-    deployment = Deployment.for_recipe(recipe, state_dir, port_offset)
+    deployment = Deployment.for_recipe(recipe, state_dir, port_offset, runs_dir=demo_dir)
     try:
         with phases.timed("services"), show_startup(console) as on_progress:
             deployment.start(die_with_parent=True)
             deployment.wait_ready(on_progress)
-        reports = asyncio.run(before_train_after(deployment, recipe, run_id, phases))
+        reports = asyncio.run(before_train_after(deployment, recipe, phases))
     finally:
         with phases.timed("shutdown"):
             deployment.stop()
     summary = summarise(reports, phases.seconds)
-    (run_dir / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
-    render(run_dir, reports["before"], reports["after"], summary, run_dir / "report.html")
-    show(summary, run_dir, time.monotonic() - started)
+    (demo_dir / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    render(demo_dir / RUN_ID, reports["before"], reports["after"], summary, demo_dir / "report.html")
+    show(summary, demo_dir, time.monotonic() - started)
 
 
-async def before_train_after(deployment: Deployment, recipe: Recipe, run_id: str, phases: Phases) -> dict[str, Report]:
+async def before_train_after(deployment: Deployment, recipe: Recipe, phases: Phases) -> dict[str, Report]:
     """Greedy and sampled reports, before and after training."""
     with phases.timed("evaluate before"):
         reports = {
-            "before": await evaluate(deployment, recipe, f"{run_id}-before", temperature=0.0),
-            "before_sampled": await evaluate(deployment, recipe, f"{run_id}-before-sampled", temperature=1.0),
+            "before": await evaluate(deployment, recipe, "before", temperature=0.0),
+            "before_sampled": await evaluate(deployment, recipe, "before-sampled", temperature=1.0),
         }
     with phases.timed("train"):
-        await train(deployment, recipe, run_id)
+        await train(deployment, recipe)
     with phases.timed("evaluate after"):
         return reports | {
-            "after": await evaluate(deployment, recipe, f"{run_id}-after", temperature=0.0),
-            "after_sampled": await evaluate(deployment, recipe, f"{run_id}-after-sampled", temperature=1.0),
+            "after": await evaluate(deployment, recipe, "after", temperature=0.0),
+            "after_sampled": await evaluate(deployment, recipe, "after-sampled", temperature=1.0),
         }
 
 
@@ -150,17 +151,17 @@ async def evaluate(deployment: Deployment, recipe: Recipe, name: str, *, tempera
         return await track_evaluation(console, evaluator, request)
 
 
-async def train(deployment: Deployment, recipe: Recipe, run_id: str) -> None:
+async def train(deployment: Deployment, recipe: Recipe) -> None:
     """Raises SearcherError if the run fails; a run that is done already is left alone."""
     async with deployment.trainer() as trainer:
         known = {run.run_id: run for run in await trainer.runs()}
-        if run_id in known and known[run_id].state is RunState.DONE:
+        if RUN_ID in known and known[RUN_ID].state is RunState.DONE:
             return
-        if run_id not in known or known[run_id].state is not RunState.RUNNING:
-            await trainer.start(RunRequest(run_id=run_id, recipe=recipe, resume=run_id in known))
-        status = await track_run(console, trainer, run_id, recipe)
+        if RUN_ID not in known or known[RUN_ID].state is not RunState.RUNNING:
+            await trainer.start(RunRequest(run_id=RUN_ID, recipe=recipe, resume=RUN_ID in known))
+        status = await track_run(console, trainer, RUN_ID, recipe)
     if status.state is not RunState.DONE:
-        raise SearcherError(f"run {run_id} is {status.state.value}: {status.error or 'see its events.jsonl'}")
+        raise SearcherError(f"run {RUN_ID} is {status.state.value}: {status.error or 'see its events.jsonl'}")
 
 
 def summarise(reports: dict[str, Report], seconds: dict[str, float]) -> dict[str, Any]:
@@ -181,7 +182,7 @@ def figures(report: Report) -> dict[str, float]:
     }
 
 
-def show(summary: dict[str, Any], run_dir: Path, seconds: float) -> None:
+def show(summary: dict[str, Any], demo_dir: Path, seconds: float) -> None:
     rows = {
         "F1": "f1",
         "F1, 1 hop": "f1_1hop",
@@ -203,7 +204,7 @@ def show(summary: dict[str, Any], run_dir: Path, seconds: float) -> None:
     for label, key in rows.items():
         table.add_row(label, *(f"{summary[name][key]:.2f}" for name in columns.values()))
     console.print(table)
-    console.print(f"{seconds / 60:.1f} minutes. Report: [bold]{run_dir / 'report.html'}[/bold]")
+    console.print(f"{seconds / 60:.1f} minutes. Report: [bold]{demo_dir / 'report.html'}[/bold]")
     console.print("Next, with [bold]. .venv/bin/activate[/bold]:")
     for command in NEXT_COMMANDS:
         console.print(f"  [bold]{command}[/bold]", highlight=False)

@@ -10,7 +10,7 @@ A text is a list of segments, tokenised one by one and concatenated as ids. The 
 """
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from demo.bm25 import Bm25
@@ -51,7 +51,7 @@ class Prior:
 
 SKILL = Prior(p_search=0.85, p_good=0.85, p_read=0.97, p_second=0.85, p_format=0.75)
 """Teaches the mechanics, as a large base model's web text has."""
-BASE = Prior(p_search=0.30, p_good=0.55, p_read=0.80, p_second=0.40, p_format=0.65)
+BASE = Prior(p_search=0.05, p_good=0.55, p_read=0.80, p_second=0.40, p_format=0.65, p_shuffle=0.1)
 """What the finished base model imitates: it can do all of it and does little of it well."""
 
 
@@ -242,6 +242,10 @@ class Mix:
     documents: tuple[int, ...]
     """Documents in a reading, drawn from here."""
     prior: Prior
+    shown_searches: float = 0.0
+    """Transcripts whose first search is given: they teach what to do with documents, but not to ask for them."""
+    share_given: float = 0.1
+    """Share of the given tokens that carry loss. Names in them are unpredictable, so few suffice."""
 
 
 def random_text(library: Library, mix: Mix, rng: random.Random) -> list[Segment]:
@@ -251,6 +255,9 @@ def random_text(library: Library, mix: Mix, rng: random.Random) -> list[Segment]
     if draw < mix.fact_lists + mix.readings:
         return reading(library, rng.choice(mix.documents), rng)
     question = ask(library.world, 1 if rng.random() < 0.6 else 2, rng)
+    if draw < mix.fact_lists + mix.readings + mix.shown_searches:
+        given, first_search, *rest = transcript(library, question, replace(mix.prior, p_search=1.0), rng)
+        return [given, first_search._replace(taught=False), *rest]
     return transcript(library, question, mix.prior, rng)
 
 

@@ -1,20 +1,25 @@
 """Toys that rollout's tests share: one letter is one token, an engine that speaks vLLM's routes, two passages."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager, suppress
+import socket
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import httpx
+import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 
 from searcher.clients.engine import EngineClient, Sampled, Sampling
 from searcher.contracts.question import Question, RolloutPlan
+from searcher.contracts.score import Score, ScoreRequest, ScoreResponse
 from searcher.contracts.search import Passage, SearchRequest, SearchResponse
 from searcher.contracts.weights import WeightVersion
 from services.rollout.engines import Engines
+from services.rollout.tasks import running
 
 BOS, EOS = 1, 2
 QUESTION = Question(id="q1", question="Where was Ada born?", answers=("London",))
@@ -93,7 +98,7 @@ class ToyRetriever:
 
 def asks_once(prompt: str) -> str:
     """A policy that searches and then answers from what it read."""
-    return ANSWERS if "<|end_of_documents|>" in prompt else ASKS
+    return ANSWERS if "<|end_of_documents|>" in prompt.rpartition("<think>")[2] else ASKS
 
 
 class ToyEngine:
@@ -205,13 +210,43 @@ def weights(step: int, *, run_id: str = "demo", sha256: str = "a" * 64) -> Weigh
     return WeightVersion(run_id=run_id, step=step, location="file:///nowhere", sha256=sha256, num_bytes=1)
 
 
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait for something that other tasks bring about; fails after ten seconds."""
+    async with asyncio.timeout(10):
+        while not condition():  # noqa: ASYNC110  (conditions are on plain attributes)
+            await asyncio.sleep(0.005)
+
+
 @asynccontextmanager
 async def reconciling(engines: Engines) -> AsyncIterator[Engines]:
     """The engines, tended as in the service."""
-    task = asyncio.create_task(engines.run())
-    try:
+    async with running(engines.run()):
         yield engines
-    finally:
-        task.cancel()
-        with suppress(asyncio.CancelledError):
-            await task
+
+
+def reward_app() -> FastAPI:
+    """Everything is worth a point."""
+    app = FastAPI()
+
+    @app.post("/v1/score")
+    async def score(request: ScoreRequest) -> ScoreResponse:
+        point = Score(total=1.0, parts={"point": 1.0}, answer=None, em=0, cover_em=0, f1=0, format_ok=True)
+        return ScoreResponse(rules=request.rules, scores=(point,) * len(request.items))
+
+    return app
+
+
+@contextmanager
+def served(**apps: FastAPI) -> Iterator[str]:
+    """The apps under one real address: `http://127.0.0.1:<port>/<name>`."""
+    root = FastAPI()
+    for name, app in apps.items():
+        root.mount(f"/{name}", app)
+    server = uvicorn.Server(uvicorn.Config(root, port=0, log_level="warning", lifespan="off"))
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        server.should_exit = True
+        thread.join()

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from redis.asyncio import Redis
+from redis.exceptions import ResponseError
 
 from searcher.contracts.experience import ScoredGroup
 from searcher.contracts.question import Question, QuestionTask
@@ -106,9 +107,7 @@ def question(number: int = 0, *, hops: int | None = 1) -> Question:
 
 
 def score(total: float, *, f1: float = 0.0, format_ok: bool = True) -> Score:
-    return Score(
-        total=total, parts={"answer_f1": total}, answer="x", em=0.0, cover_em=0.0, f1=f1, format_ok=format_ok
-    )
+    return Score(total=total, parts={"answer_f1": total}, answer="x", em=0.0, cover_em=0.0, f1=f1, format_ok=format_ok)
 
 
 def trajectory(
@@ -147,7 +146,8 @@ def fixed_group(task: QuestionTask) -> ScoredGroup:
 
     samples = []
     for number in range(task.num_samples):
-        segments = [policy(ids(2, 8), logprob=-5.7, step=step), documents(ids(4, 12)), policy(ids(2, 8), step=step)]
+        segments = [policy(ids(2, 8), logprob=-5.7, step=step), documents(ids(4, 12))]
+        segments.append(policy(ids(2, 8), logprob=-5.7, step=step))
         samples.append(
             trajectory(
                 ids(3, 5),
@@ -157,9 +157,7 @@ def fixed_group(task: QuestionTask) -> ScoredGroup:
                 asked=task.question,
             )
         )
-    return ScoredGroup(
-        group_id=task.group_id, run_id=task.run_id, stage=task.stage, trajectories=tuple(samples)
-    )
+    return ScoredGroup(group_id=task.group_id, run_id=task.run_id, stage=task.stage, trajectories=tuple(samples))
 
 
 async def work(
@@ -170,9 +168,12 @@ async def work(
         claimed = 0
         for run_id in await streams.active_runs(redis):
             stream = QuestionStream(redis, run_id)
-            await stream.open()
-            claims = await stream.claim(consumer, count=8, block_ms=20)
-            claims += await stream.take_over(consumer, lease_ms=5_000, count=8)
+            try:
+                await stream.open()
+                claims = await stream.claim(consumer, count=8, block_ms=20)
+                claims += await stream.take_over(consumer, lease_ms=5_000, count=8)
+            except ResponseError:  # the run ended meanwhile, and its streams with it
+                continue
             for claim in claims:
                 answered = answer(claim.task)
                 await stream.deliver(claim, answered if isinstance(answered, ScoredGroup) else await answered)

@@ -48,6 +48,8 @@ PROBE_SECONDS = 2.0
 START_SECONDS = 600.0
 """Importing vLLM and torch takes half a minute of CPU per process, and minutes where the machine is busy."""
 TAIL_LINES = 15
+SILENT = "starting"
+"""The reason of a program that runs and does not answer yet."""
 HOPELESS_RESTARTS = 3
 """A program that ended this often before it was ready once will not become ready by waiting."""
 
@@ -74,6 +76,11 @@ class ProgramStatus:
     reason: str
     """Why it is not ready, in its own words where it answers."""
     url: str | None
+
+    @property
+    def answers(self) -> bool:
+        """Whether it can be asked, ready or not."""
+        return self.pid is not None and self.reason != SILENT
 
 
 @dataclass(frozen=True)
@@ -277,7 +284,7 @@ class Deployment:
             "ENGINE_MAX_NUM_SEQS": str(engine.max_num_seqs),
             "ENGINE_GPU_MEMORY_UTILIZATION": str(engine.gpu_memory_utilization),
             "ENGINE_TENSOR_PARALLEL_SIZE": str(engine.tensor_parallel_size),
-            "ENGINE_SHUTDOWN_SECONDS": "5",
+            "ENGINE_SHUTDOWN_SECONDS": "3",
             "ENGINE_PORT": str(port),
         }
         if engine.kv_cache_gib is not None:
@@ -288,7 +295,7 @@ class Deployment:
             environment | _threads(1),
             port=port,
             ready_path="/health",
-            stop_seconds=15,
+            stop_seconds=5,  # it holds nothing that is worth waiting for
             stop_as_group=False,
         )
 
@@ -567,7 +574,7 @@ def _why_not_ready(program: Program) -> str | None:
         with error:
             return _detail(error.read(4096)) or f"HTTP {error.code}"
     except OSError:
-        return "starting"
+        return SILENT
 
 
 def _detail(body: bytes) -> str:
@@ -583,5 +590,5 @@ def _ping_redis(port: int) -> str | None:
             connection.sendall(b"PING\r\n")
             answer = connection.recv(64)
     except OSError:
-        return "starting"
+        return SILENT
     return None if answer.startswith(b"+PONG") else answer.decode(errors="replace").strip()

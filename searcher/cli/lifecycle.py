@@ -69,8 +69,9 @@ def down(state_dir: Path | None) -> None:
 
 def show_status(state_dir: Path | None) -> None:
     deployment = existing(state_dir)
-    console.print(program_table(deployment.status()))
-    weights, runs = asyncio.run(_weights_and_runs(deployment))
+    rows = deployment.status()
+    console.print(program_table(rows))
+    weights, runs = asyncio.run(_weights_and_runs(deployment, {row.name for row in rows if row.answers}))
     if weights is not None:
         console.print(_weights_table(weights))
     for run in runs:
@@ -116,16 +117,17 @@ def _wanted(recipe: str | None, state_dir: Path, port_offset: int | None) -> Dep
     return Deployment.for_recipe(recipe_path(recipe or DEFAULT_RECIPE), state_dir, offset)
 
 
-async def _weights_and_runs(deployment: Deployment) -> tuple[WeightsStatus | None, list[RunStatus]]:
-    """What the services say; a service that does not answer is in the table of programs already."""
+async def _weights_and_runs(
+    deployment: Deployment, answering: set[str]
+) -> tuple[WeightsStatus | None, list[RunStatus]]:
+    """What the services say; one that does not answer stands in the table of programs already."""
     weights, runs = None, list[RunStatus]()
-    try:
+    if "rollout" in answering:
         async with deployment.rollout() as rollout:
             weights = await rollout.weights()
+    if "trainer" in answering:
         async with deployment.trainer() as trainer:
             runs = [run for run in await trainer.runs() if run.state is RunState.RUNNING]
-    except SearcherError as error:
-        console.print(f"[yellow]{error}[/]")
     return weights, runs
 
 

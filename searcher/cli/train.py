@@ -1,6 +1,7 @@
 """recipe -> a run, submitted and watched; or, with --dry-run, its plan."""
 
 import asyncio
+import shlex
 import tomllib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -41,20 +42,19 @@ def train(
         return
     if CliSettings().trainer_url is None:  # else the files are where that trainer is
         refuse_missing_files(recipe)
-    status = asyncio.run(
-        _submit_and_watch(
-            _trainer(recipe, state_dir or CliSettings().state_dir, port_offset),
-            recipe,
-            run_id or recipe.name,
-            resume=resume,
-            fresh=fresh,
-        )
-    )
+    trainer = _trainer(recipe, state_dir or CliSettings().state_dir, port_offset)
+    try:
+        status = asyncio.run(_submit_and_watch(trainer, recipe, run_id or recipe.name, resume=resume, fresh=fresh))
+    except KeyboardInterrupt:
+        console.print("\nno longer watching; the run goes on, and `searcher status` shows it", markup=False)
+        raise
     console.print(describe_run(status))
     if status.state is RunState.FAILED:
         raise SearcherError(f"run {status.run_id} failed: {status.error}")
     if status.state is RunState.STOPPED:
-        console.print(f"go on with: searcher train {recipe_name} --run-id {status.run_id} --resume", markup=False)
+        changed = (word for override in overrides for word in ("--set", override))
+        command = ("searcher", "train", recipe_name, *changed, "--run-id", status.run_id, "--resume")
+        console.print(f"go on with: {shlex.join(command)}", markup=False, soft_wrap=True)
 
 
 def recipe_with(path: Path, overrides: Sequence[str]) -> Recipe:

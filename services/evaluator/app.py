@@ -125,6 +125,8 @@ async def reconcile_until(stop: asyncio.Event, jobs: Jobs, celery: Celery, archi
             await reconcile(jobs, celery, archive)
         except RedisError as error:
             log.warning("not reconciled", error=str(error))
+        except Exception as error:  # nobody else re-sends lost chunks: this loop goes on
+            log.error("not reconciled", exc_info=error)
         with suppress(TimeoutError):
             await asyncio.wait_for(stop.wait(), timeout=jobs.settings.reconcile_seconds)
 
@@ -135,7 +137,11 @@ async def reconcile(jobs: Jobs, celery: Celery, archive: Archive) -> None:
     idle_seconds = 0.0
     for evaluation_id in await jobs.open_ids():
         await dispatch(jobs, celery, evaluation_id)
-        state = (await jobs.status(evaluation_id)).state
+        try:
+            state = (await jobs.status(evaluation_id)).state
+        except NotFound:  # Redis lost its memory, but not all of it
+            await jobs.close(evaluation_id)
+            continue
         if state in (EvaluationState.DONE, EvaluationState.FAILED):
             await close(jobs, archive, evaluation_id, state)
         else:

@@ -23,20 +23,19 @@ def create_celery(settings: EvaluatorSettings) -> Celery:
         task_serializer="json",
         task_default_queue=QUEUE,
         task_ignore_result=True,
-        task_acks_late=True,
-        task_reject_on_worker_lost=True,
         task_publish_retry=False,
+        # A worker holds no more tasks than it runs: the others are left to other workers.
+        task_acks_late=True,
+        worker_prefetch_multiplier=1,
         worker_pool="threads",  # a task waits for rollout nearly all of its time
         worker_concurrency=settings.worker_concurrency,
-        worker_prefetch_multiplier=1,
         worker_hijack_root_logger=False,
         broker_connection_retry_on_startup=True,
         broker_connection_max_retries=None,
         broker_transport_options={
-            # Redelivery by Celery itself matters only while no API process runs; without these it takes 100 s.
-            "visibility_timeout": max(30.0, 3 * settings.lease_seconds),
-            "unacked_restore_interval": 2,
-            "unacked_restore_throttle": 1,
+            # Kombu's own redelivery loses tasks all the same, repeats long ones, and ends the worker when Redis restarts
+            # (it restores unacknowledged tasks over a closed connection). The leases of jobs.py need none of it.
+            "ack_emulation": False,
             "socket_connect_timeout": 5,
             "socket_keepalive": True,
         },

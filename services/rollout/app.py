@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Iterator
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager, contextmanager, suppress
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -24,7 +24,8 @@ from searcher.servicekit.streams import connect
 from services.rollout.engines import Engines
 from services.rollout.policy import Codec
 from services.rollout.settings import RolloutSettings
-from services.rollout.trajectories import Sample, Sampler, all_of
+from services.rollout.tasks import all_of, running
+from services.rollout.trajectories import Sample, Sampler
 from services.rollout.worker import Worker
 
 log = structlog.get_logger()
@@ -95,7 +96,7 @@ def create_app(settings: RolloutSettings) -> FastAPI:
                 outage_seconds=settings.outage_seconds,
             )
             sampler = Sampler(engines, codec, retriever)
-            await stack.enter_async_context(_running(engines.run()))
+            await stack.enter_async_context(running(engines.run()))
             if settings.worker:
                 worker = Worker(
                     redis,
@@ -104,7 +105,7 @@ def create_app(settings: RolloutSettings) -> FastAPI:
                     max_concurrent_questions=settings.max_concurrent_questions,
                     lease_seconds=settings.lease_seconds,
                 )
-                await stack.enter_async_context(_running(worker.run()))
+                await stack.enter_async_context(running(worker.run()))
                 stack.push_async_callback(worker.stop, within_seconds=settings.shutdown_seconds)
             limit = asyncio.Semaphore(settings.max_concurrent_trajectories)
             app.state.rollout = Rollout(settings, redis, engines, sampler, reward, limit)
@@ -222,14 +223,3 @@ async def _while_connected(http: Request, work: Coroutine[Any, Any, T]) -> T:
 async def _disconnected(http: Request) -> None:
     while (await http.receive())["type"] != "http.disconnect":
         pass
-
-
-@asynccontextmanager
-async def _running(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
-    task = asyncio.create_task(work)
-    try:
-        yield
-    finally:
-        task.cancel()
-        with suppress(asyncio.CancelledError):
-            await task

@@ -20,6 +20,7 @@ from searcher.contracts.errors import Conflict, SearcherError, UpstreamUnavailab
 from searcher.contracts.weights import EngineState, EngineStatus, WeightsStatus, WeightVersion
 from searcher.servicekit.streams import wanted_weights
 from services.rollout import metrics
+from services.rollout.tasks import running, was_cancelled
 
 log = structlog.get_logger()
 
@@ -156,7 +157,7 @@ class Engines:
 
     async def _tend(self, engine: Engine) -> None:
         failures = 0
-        while True:
+        while not was_cancelled():
             engine.look.clear()
             try:
                 await self._reconcile(engine)
@@ -222,16 +223,15 @@ class Engines:
             return
 
         async def renew() -> None:
-            while True:
+            while not was_cancelled():
                 await asyncio.sleep(UPDATE_LEASE_SECONDS / 3)
                 with suppress(RedisError):
                     await lock.reacquire()
 
-        renewal = asyncio.create_task(renew())
         try:
-            yield True
+            async with running(renew()):
+                yield True
         finally:
-            renewal.cancel()
             with suppress(RedisError):  # expired: then nothing is left to give back
                 await lock.release()
 

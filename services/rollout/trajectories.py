@@ -1,10 +1,8 @@
 """question -> trajectory, measured. Shared by the worker (training) and the routes (everyone)."""
 
-import asyncio
-from collections.abc import AsyncGenerator, Coroutine, Iterable, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Any, TypeVar
 
 from searcher.clients.retriever import RetrieverClient
 from searcher.contracts.errors import InvalidInput, SearcherError, UpstreamUnavailable
@@ -15,8 +13,6 @@ from services.rollout import metrics
 from services.rollout.engines import Engines, Session
 from services.rollout.episode import episode
 from services.rollout.policy import Codec
-
-T = TypeVar("T")
 
 
 class RetrieverUnavailable(UpstreamUnavailable):
@@ -71,13 +67,3 @@ class _MeasuredRetriever:
                 raise
             except SearcherError as error:
                 raise RetrieverUnavailable(str(error)) from error
-
-
-async def all_of(work: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
-    """All results, in order. The first error cancels the rest and is raised as it is."""
-    try:
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(each) for each in work]
-    except BaseExceptionGroup as errors:
-        raise errors.exceptions[0] from None
-    return [task.result() for task in tasks]

@@ -27,7 +27,8 @@ from searcher.contracts.question import QuestionTask
 from searcher.contracts.trajectory import Trajectory
 from searcher.servicekit.streams import Claim, QuestionStream, active_runs
 from services.rollout import metrics
-from services.rollout.trajectories import RetrieverUnavailable, Sampler, all_of
+from services.rollout.tasks import all_of, was_cancelled
+from services.rollout.trajectories import RetrieverUnavailable, Sampler
 
 log = structlog.get_logger()
 
@@ -80,7 +81,7 @@ class Worker:
 
     async def _forever(self, step: Callable[[], Awaitable[None]]) -> None:
         failures = 0
-        while True:
+        while not was_cancelled():
             try:
                 await step()
                 failures = 0
@@ -171,7 +172,7 @@ class Worker:
     async def _until_done(self, task: QuestionTask, work: Callable[[], Awaitable[T]], *, reason: str) -> T:
         """Wait out outages. Raises InvalidInput (asking again would not help) or RunEnded."""
         failures = 0
-        while True:
+        while not was_cancelled():
             try:
                 return await work()
             except InvalidInput:
@@ -185,19 +186,19 @@ class Worker:
             with suppress(RedisError, OSError):
                 if task.run_id not in await active_runs(self.redis):
                     raise RunEnded
+        raise asyncio.CancelledError
 
     async def _deliver(self, stream: QuestionStream, claim: Claim, group: ScoredGroup) -> None:
         failures = 0
-        while True:
+        while not was_cancelled():
             try:
-                is_first = await stream.deliver(claim, group)
-                break
+                if await stream.deliver(claim, group):
+                    metrics.GROUPS.labels(group.dropped.value if group.dropped else "none").inc()
+                return
             except (RedisError, OSError) as error:
                 failures += 1
                 log.warning("not delivered yet", group=group.group_id, error=str(error))
                 await asyncio.sleep(_backoff_seconds(failures))
-        if is_first:
-            metrics.GROUPS.labels(group.dropped.value if group.dropped else "none").inc()
 
     async def _stream(self, run_id: str) -> QuestionStream:
         if run_id not in self._streams:

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from fastapi import FastAPI, Path, Query
 from fastapi.responses import FileResponse
 from fastapi.sse import EventSourceResponse, ServerSentEvent
+from redis.exceptions import RedisError
 
 from searcher.contracts.errors import NotReady
 from searcher.contracts.run import Checkpoint, RunRequest, RunState, RunStatus
@@ -41,7 +42,7 @@ def create_app(settings: TrainerSettings) -> FastAPI:
     async def is_ready(app: FastAPI) -> None:
         try:
             await app.state.controller.redis.ping()
-        except Exception as error:
+        except RedisError as error:
             raise NotReady(f"Redis at {settings.shared.redis_url} does not answer: {error}") from error
 
     app = create_service(

@@ -10,6 +10,7 @@ import fcntl
 import os
 import signal
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TextIO
 
@@ -32,14 +33,19 @@ MAX_RUN_ID = 96
 """Group ids and version names are longer by a suffix, and names end at 128 characters."""
 
 
+LAUNCH = (sys.executable, "-m", "services.trainer.launch")
+
+
 class Controller:
-    def __init__(self, settings: TrainerSettings, redis: Redis) -> None:
-        self.settings, self.redis = settings, redis
+    def __init__(self, settings: TrainerSettings, redis: Redis, *, launch: Sequence[str] = LAUNCH) -> None:
+        self.settings, self.redis, self.launch = settings, redis, launch
         self._lock: TextIO | None = None
         self._active: RunDirectory | None = None
         self._supervision: asyncio.Task[None] | None = None
         self._process: asyncio.subprocess.Process | None = None
         self._closing = False
+        self._hurry = asyncio.Event()
+        """Somebody wants the supervision to end: no use in waiting before a restart."""
 
     # -- life ----------------------------------------------------------------------------------------------------------
 
@@ -160,6 +166,7 @@ class Controller:
 
     def _supervise(self, run: RunDirectory) -> None:
         self._active = run
+        self._hurry.clear()
         self._supervision = asyncio.create_task(self._keep_running(run))
 
     async def _keep_running(self, run: RunDirectory) -> None:
@@ -184,7 +191,9 @@ class Controller:
                     await self._end(run, RunState.FAILED, why)
                     return
                 run.record = run.record.model_copy(update={"restarts": run.record.restarts + 1})
-                await asyncio.sleep(min(60.0, self.settings.restart_backoff_seconds * 2 ** (crashes - 1)))
+                delay_seconds = min(60.0, self.settings.restart_backoff_seconds * 2 ** (crashes - 1))
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._hurry.wait(), delay_seconds)
         finally:
             self._active = self._process = None
 
@@ -196,9 +205,7 @@ class Controller:
         run.ending = None
         run.clear_process_id()
         self._process = process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            "services.trainer.launch",
+            *self.launch,
             str(run.path.absolute()),
             str(run.recipe.trainer.num_processes),
             str(os.getpid()),
@@ -210,12 +217,16 @@ class Controller:
         try:
             return await process.wait()
         finally:
+            self._process = None
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
 
     def _signal(self, run: RunDirectory) -> None:
         """SIGTERM to the process that talks to Redis; before there is one, to whatever is starting it."""
-        if self._active is None or self._active.run_id != run.run_id or self._process is None:
+        if self._active is None or self._active.run_id != run.run_id:
+            return
+        self._hurry.set()
+        if self._process is None:
             return
         process_id = run.process_id() or self._process.pid
         with contextlib.suppress(ProcessLookupError):

@@ -20,15 +20,13 @@ from services.trainer.settings import TrainerSettings
 
 def main() -> int:
     die_with_parent()
-    asked_early: list[int] = []
-    signal.signal(signal.SIGTERM, lambda number, frame: asked_early.append(number))
     settings = TrainerSettings()
     configure_logging(settings.shared)
     directory = RunDirectory(Path(sys.argv[1]).absolute())
     is_first = int(os.environ.get("RANK", "0")) == 0
     with directory.locked() if is_first else contextlib.nullcontext():
         try:
-            outcome = asyncio.run(train_here(directory, settings, asked_early))
+            outcome = asyncio.run(train_here(directory, settings))
         except InvalidInput as error:
             ending = Ending(outcome=Outcome.REFUSED, error=error.detail)
         else:
@@ -39,7 +37,7 @@ def main() -> int:
     return 0 if ending.error is None else 2
 
 
-async def train_here(directory: RunDirectory, settings: TrainerSettings, asked_early: list[int]) -> Outcome:
+async def train_here(directory: RunDirectory, settings: TrainerSettings) -> Outcome:
     from searcher.clients.evaluator import EvaluatorClient
     from searcher.servicekit.streams import connect
     from services.trainer.engine import TrainingEngine
@@ -49,9 +47,7 @@ async def train_here(directory: RunDirectory, settings: TrainerSettings, asked_e
     from services.trainer.run import Run
 
     stop = asyncio.Event()
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
-    if asked_early:
-        stop.set()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)  # before this, there is nothing to save
     recipe = directory.recipe
     processes = Processes(device=recipe.trainer.device)
     redis = connect(settings.shared.redis_url)

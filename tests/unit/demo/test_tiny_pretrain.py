@@ -3,7 +3,7 @@ import random
 import torch
 
 from demo.muon import Muon, orthogonalise
-from demo.pretrain import SHARE_GIVEN, Stage, batches_of_a_world, encode, loss_of, new_model
+from demo.pretrain import Stage, batches_of_a_world, encode, loss_of, new_model
 from demo.tokenizer import MIX, train_tokenizer
 from demo.transcripts import Segment
 
@@ -13,20 +13,19 @@ def test_a_text_is_the_start_token_and_its_segments_tokenised_one_by_one() -> No
     # "\n\n" would be one token if the segments were joined first.
     text = [Segment("User:Who\n", taught=False), Segment("\nHalin", taught=True)]
 
-    ((ids, carries_loss),) = encode([text], tokenizer, random.Random(0))
+    ((ids, carries_loss),) = encode([text], tokenizer, 0.0, random.Random(0))
 
     parts = [tokenizer.encode(segment.text, add_special_tokens=False) for segment in text]
     assert ids == [tokenizer.bos_token_id, *parts[0], *parts[1]]
-    assert all(carries_loss[1 + len(parts[0]) :])
-    assert not carries_loss[0]
+    assert carries_loss == [False] * (1 + len(parts[0])) + [True] * len(parts[1])
 
 
-def test_a_tenth_of_the_given_tokens_carry_loss() -> None:
+def test_the_wanted_share_of_the_given_tokens_carries_loss() -> None:
     text = [Segment(" Halin" * 10_000, taught=False)]
 
-    ((ids, carries_loss),) = encode([text], train_tokenizer(), random.Random(0))
+    ((ids, carries_loss),) = encode([text], train_tokenizer(), 0.1, random.Random(0))
 
-    assert abs(sum(carries_loss) / len(ids) - SHARE_GIVEN) < 0.02
+    assert abs(sum(carries_loss) / len(ids) - 0.1) < 0.02
 
 
 def test_padding_carries_no_loss() -> None:

@@ -96,6 +96,18 @@ def test_reading_exercises_ask_only_for_what_was_given() -> None:
         assert not any(tag in segment.text for segment in text for tag in TAGS)
 
 
+def test_a_shown_search_is_given_and_what_follows_it_is_taught() -> None:
+    library = small_library()
+    mix = Mix(
+        fact_lists=0, readings=0, shown_searches=1, max_facts=1, documents=(1,), prior=replace(FLAWLESS, p_search=0)
+    )
+
+    prompt, search, documents, reading, *_ = random_text(library, mix, random.Random(0))
+
+    assert "<|begin_of_query|>" in search.text
+    assert [prompt.taught, search.taught, documents.taught, reading.taught] == [False, False, False, True]
+
+
 def test_the_same_seed_writes_the_same_texts() -> None:
     library = small_library()
     mix = Mix(fact_lists=0.3, readings=0.3, max_facts=4, documents=(1, 2, 3), prior=SKILL)

@@ -3,6 +3,7 @@
 import asyncio
 import random
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given
@@ -41,7 +42,8 @@ async def claimed(jobs: Jobs, chunk: int, owner: str = "me") -> Claim:
 
 
 async def let_leases_run_out(redis: Redis) -> None:
-    for chunk, _ in await redis.zrange(LEASES, 0, -1, withscores=True):
+    leases: Any = await redis.zrange(LEASES, 0, -1)
+    for chunk in leases:
         await redis.zadd(LEASES, {chunk: 1})
 
 

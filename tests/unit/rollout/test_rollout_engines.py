@@ -5,7 +5,7 @@ from contextlib import AsyncExitStack
 
 import pytest
 from redis.asyncio import Redis
-from rollout_toys import ToyEngine, reconciling, weights
+from rollout_toys import ToyEngine, reconciling, until, weights
 
 from searcher.clients.engine import Sampling
 from searcher.contracts.errors import Conflict, UpstreamUnavailable
@@ -22,12 +22,6 @@ SAMPLING = Sampling(max_tokens=1_000)
 def engines_of(redis: Redis, *engines: ToyEngine, outage_seconds: float = 30.0) -> Engines:
     clients = [engine.client(f"http://engine-{number}") for number, engine in enumerate(engines)]
     return Engines(clients, redis, reconcile_seconds=0.01, outage_seconds=outage_seconds)
-
-
-async def until_ready(engines: Engines, *, count: int = 1) -> None:
-    async with asyncio.timeout(10):
-        while len(engines.ready) < count:
-            await asyncio.sleep(0.005)
 
 
 async def test_before_any_run_engines_serve_the_model_they_were_started_with(redis: Redis) -> None:
@@ -58,9 +52,7 @@ async def test_a_restarted_engine_is_updated_again_before_it_gets_a_turn(redis: 
         await engines.hold(weights(3))
 
         engine.down = True
-        async with asyncio.timeout(10):
-            while engines.ready:
-                await asyncio.sleep(0.005)
+        await until(lambda: not engines.ready)
         engine.version, engine.down = "default", False
         turn = await engines.session().sample(IDS, SAMPLING)
 
@@ -149,7 +141,7 @@ async def test_weights_demanded_by_name_are_a_conflict_when_others_are_wanted(re
 async def test_a_turn_of_a_dead_engine_goes_to_another_with_the_same_ids(redis: Redis) -> None:
     first, second = ToyEngine(), ToyEngine()
     async with reconciling(engines_of(redis, first, second)) as engines:
-        await until_ready(engines, count=2)
+        await until(lambda: len(engines.ready) == 2)
         first.gate.clear()
         turn = asyncio.create_task(engines.session().sample(IDS, SAMPLING))
         await first.arrived.wait()
@@ -200,14 +192,12 @@ async def test_a_full_context_is_a_fact_and_not_an_error(redis: Redis) -> None:
 async def test_a_trajectory_stays_with_its_engine_and_a_new_one_goes_to_the_idle_engine(redis: Redis) -> None:
     first, second = ToyEngine(), ToyEngine()
     async with reconciling(engines_of(redis, first, second)) as engines:
-        await until_ready(engines, count=2)
+        await until(lambda: len(engines.ready) == 2)
         session = engines.session()
         await session.sample(IDS, SAMPLING)
         first.gate.clear()
         busy = asyncio.create_task(session.sample(IDS, SAMPLING))
-        async with asyncio.timeout(10):
-            while len(first.turns) < 2:
-                await asyncio.sleep(0.005)
+        await until(lambda: len(first.turns) == 2)
 
         await engines.session().sample(IDS, SAMPLING)
         first.gate.set()
