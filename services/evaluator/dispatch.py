@@ -33,8 +33,8 @@ def create_celery(settings: EvaluatorSettings) -> Celery:
         broker_connection_retry_on_startup=True,
         broker_connection_max_retries=None,
         broker_transport_options={
-            # Kombu's own redelivery loses tasks all the same, repeats long ones, and ends the worker when Redis restarts
-            # (it restores unacknowledged tasks over a closed connection). The leases of jobs.py need none of it.
+            # Kombu's own redelivery loses tasks all the same, repeats long ones, and ends the worker when Redis
+            # restarts (it restores unacknowledged tasks over a closed connection). The leases of jobs.py need none.
             "ack_emulation": False,
             "socket_connect_timeout": 5,
             "socket_keepalive": True,

@@ -12,6 +12,8 @@ class RolloutSettings(ServiceSettings):
     model_config = SettingsConfigDict(env_prefix="ROLLOUT_", env_ignore_empty=True)
 
     port: int = Field(default=8003, ge=1, le=65_535)
+    shutdown_seconds: int = Field(default=5, ge=1)
+    """After SIGTERM, requests get this long to finish, then questions of runs; the leases of the rest are given back."""
     model_dir: Path
     """The policy's model directory; only its tokenizer is read. Must be the one that the engines serve."""
     engines: str = "http://127.0.0.1:8010"
