@@ -20,7 +20,7 @@ RUN pip install -r requirements/reward.txt
 COPY searcher searcher
 COPY services/__init__.py services/
 COPY services/reward services/reward
-USER searcher
+USER 10001:10001
 EXPOSE 8002
 CMD ["python", "-m", "services.reward"]
 
@@ -29,7 +29,7 @@ FROM base AS cli
 COPY requirements/cli.txt requirements/
 RUN pip install -r requirements/cli.txt
 COPY searcher searcher
-USER searcher
+USER 10001:10001
 ENTRYPOINT ["python", "-m", "searcher.cli.main"]
 CMD ["--help"]
 
@@ -39,7 +39,7 @@ RUN pip install -r requirements/retriever.txt
 COPY searcher searcher
 COPY services/__init__.py services/
 COPY services/retriever services/retriever
-USER searcher
+USER 10001:10001
 EXPOSE 8001
 CMD ["python", "-m", "services.retriever"]
 
@@ -49,7 +49,7 @@ RUN pip install -r requirements/rollout.txt
 COPY searcher searcher
 COPY services/__init__.py services/
 COPY services/rollout services/rollout
-USER searcher
+USER 10001:10001
 EXPOSE 8003
 CMD ["python", "-m", "services.rollout"]
 
@@ -59,7 +59,7 @@ RUN pip install -r requirements/evaluator.txt
 COPY searcher searcher
 COPY services/__init__.py services/
 COPY services/evaluator services/evaluator
-USER searcher
+USER 10001:10001
 EXPOSE 8005
 CMD ["python", "-m", "services.evaluator"]
 
@@ -69,7 +69,7 @@ RUN pip install -r requirements/trainer.txt
 COPY searcher searcher
 COPY services/__init__.py services/
 COPY services/trainer services/trainer
-USER searcher
+USER 10001:10001
 EXPOSE 8004
 CMD ["python", "-m", "services.trainer"]
 
@@ -84,7 +84,7 @@ COPY services/__init__.py services/
 COPY services/rollout/__init__.py services/rollout/
 COPY services/rollout/engine services/rollout/engine
 RUN pip install --no-deps --no-build-isolation .
-USER searcher
+USER 10001:10001
 EXPOSE 8010
 CMD ["python", "-m", "services.rollout.engine"]
 
@@ -101,7 +101,7 @@ COPY services/__init__.py services/
 COPY services/rollout/__init__.py services/rollout/
 COPY services/rollout/engine services/rollout/engine
 RUN pip install --no-cache-dir "pydantic-settings>=2.16,<3" "structlog>=25" && pip install --no-cache-dir --no-deps .
-USER searcher
+USER 10001:10001
 EXPOSE 8010
 ENTRYPOINT []
 CMD ["python3", "-m", "services.rollout.engine"]

@@ -39,7 +39,7 @@ from searcher.qa.tags import QUERY_CLOSE, QUERY_OPEN
 
 FACTS = Mix(fact_lists=0.60, readings=0.25, max_facts=4, documents=(1, 1, 2), prior=SKILL)
 READING = Mix(fact_lists=0.15, readings=0.35, max_facts=8, documents=(1, 2, 3), prior=SKILL)
-ANNEAL = replace(READING, fact_lists=0.05, readings=0.10, shown_searches=0.35, share_given=0.0, prior=BASE)
+ANNEAL = replace(READING, fact_lists=0.05, readings=0.10, shown_searches=0.50, share_given=0.0, prior=BASE)
 SHARE_FACTS = 0.27
 """Share of the skill stage that reads FACTS; a dense teacher of in-context copying, which has to come first."""
 
@@ -295,13 +295,13 @@ def main() -> None:
     parser.add_argument("--anneal-only", action="store_true", help="start from the skill checkpoint")
     parser.add_argument("--p-search", type=float, default=BASE.p_search, help="how often the base searches")
     parser.add_argument("--skill-tokens", type=int, default=9_000_000)
-    parser.add_argument("--anneal-tokens", type=int, default=1_200_000)
+    parser.add_argument("--anneal-tokens", type=int, default=1_500_000)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
 
     torch.set_num_threads(1)
     skill = Stage(args.skill_tokens, warmup_tokens=160_000, constant_until=0.6, peak=1.0, final=0.35)
-    anneal = Stage(args.anneal_tokens, warmup_tokens=40_000, constant_until=0.0, peak=0.5, final=0.02)
+    anneal = Stage(args.anneal_tokens, warmup_tokens=40_000, constant_until=0.0, peak=0.6, final=0.02)
     if not args.anneal_only:
         tokenizer = train_tokenizer()
         tokenizer.save_pretrained(args.skill)

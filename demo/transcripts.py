@@ -51,7 +51,7 @@ class Prior:
 
 SKILL = Prior(p_search=0.85, p_good=0.85, p_read=0.97, p_second=0.85, p_format=0.75)
 """Teaches the mechanics, as a large base model's web text has."""
-BASE = Prior(p_search=0.05, p_good=0.55, p_read=0.80, p_second=0.40, p_format=0.65, p_shuffle=0.1)
+BASE = Prior(p_search=0.03, p_good=0.55, p_read=0.80, p_second=0.40, p_format=0.65, p_shuffle=0.0)
 """What the finished base model imitates: it can do all of it and does little of it well."""
 
 
@@ -256,7 +256,8 @@ def random_text(library: Library, mix: Mix, rng: random.Random) -> list[Segment]
         return reading(library, rng.choice(mix.documents), rng)
     question = ask(library.world, 1 if rng.random() < 0.6 else 2, rng)
     if draw < mix.fact_lists + mix.readings + mix.shown_searches:
-        given, first_search, *rest = transcript(library, question, replace(mix.prior, p_search=1.0), rng)
+        shown = replace(mix.prior, p_search=1.0, p_good=SKILL.p_good, p_read=SKILL.p_read)
+        given, first_search, *rest = transcript(library, question, shown, rng)
         return [given, first_search._replace(taught=False), *rest]
     return transcript(library, question, mix.prior, rng)
 

@@ -1,10 +1,12 @@
 """Toys for the trainer's tests: a tiny model, questions, and rollout workers that need no engine."""
 
 import asyncio
+import contextlib
 import hashlib
+import itertools
 import json
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -180,3 +182,22 @@ async def work(
             claimed += len(claims)
         if not claimed:
             await asyncio.sleep(0.02)
+
+
+@contextlib.asynccontextmanager
+async def working(
+    redis: Redis, answer: Callable[[QuestionTask], ScoredGroup | Awaitable[ScoredGroup]]
+) -> AsyncIterator[None]:
+    """A rollout worker at work; if it breaks, so does the test."""
+    async with asyncio.TaskGroup() as tasks:
+        worker = tasks.create_task(work(redis, answer))
+        yield
+        worker.cancel()
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Look again and again; what never happens ends with the test's own time limit."""
+    for _ in itertools.count():
+        if condition():
+            return
+        await asyncio.sleep(0.01)

@@ -28,6 +28,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Self
 
+from pydantic import ValidationError
+
 from searcher.cli import supervisor
 from searcher.cli.settings import PROJECT_ROOT, CliSettings
 from searcher.cli.supervisor import Changes, Program, Supervisor
@@ -36,9 +38,9 @@ from searcher.clients.retriever import RetrieverClient
 from searcher.clients.rollout import RolloutClient
 from searcher.clients.trainer import TrainerClient
 from searcher.contracts.base import Contract
-from searcher.contracts.errors import Conflict, NotFound, SearcherError
+from searcher.contracts.errors import Conflict, InvalidInput, NotFound, SearcherError
 from searcher.contracts.recipe import CorpusRecipe, Recipe
-from searcher.recipes import load_recipe
+from searcher.recipes import explain, load_recipe
 from searcher.servicekit.settings import SharedSettings
 
 REDIS_PORT, RETRIEVER_PORT, REWARD_PORT, ROLLOUT_PORT = 6379, 8001, 8002, 8003
@@ -141,6 +143,8 @@ class Deployment:
             saved = SavedDeployment.model_validate_json(path.read_text())
         except FileNotFoundError:
             raise NotFound(f"no deployment in {state_dir}; start one with `searcher up RECIPE`") from None
+        except ValidationError as error:
+            raise InvalidInput(f"{path} was written by another version of Searcher: {explain(error)}") from None
         return cls(
             recipe=saved.recipe,
             state_dir=state_dir.resolve(),

@@ -17,18 +17,18 @@ from searcher.contracts.report import EvaluationRequest, Metrics, Report
 from searcher.recipes import load_questions
 from searcher.servicekit.settings import SharedSettings
 
-COLUMNS = (
+FIGURES = (
     ("questions", "num_questions", "{:.0f}"),
     ("EM", "em", "{:.3f}"),
     ("cover-EM", "cover_em", "{:.3f}"),
     ("F1", "f1", "{:.3f}"),
     ("reward", "reward", "{:+.3f}"),
     ("searched", "search_rate", "{:.0%}"),
-    ("searches", "searches_mean", "{:.2f}"),
-    ("format", "format_rate", "{:.0%}"),
+    ("searches per question", "searches_mean", "{:.2f}"),
+    ("format right", "format_rate", "{:.0%}"),
     ("answered", "answered_rate", "{:.0%}"),
-    ("evidence", "evidence_rate", "{:.0%}"),
-    ("tokens", "response_tokens_mean", "{:.0f}"),
+    ("all evidence found", "evidence_rate", "{:.0%}"),
+    ("tokens per response", "response_tokens_mean", "{:.0f}"),
 )
 
 
@@ -58,19 +58,24 @@ def evaluate(
 
 
 def metrics_table(report: Report) -> Table:
+    """One column for all questions and one per hop count; one row per figure."""
     table = Table(title=f"{report.title}: weights {report.weights}, {duration(report.seconds)}", title_justify="left")
     table.add_column("")
-    for title, _, _ in COLUMNS:
+    columns = {"all": report.overall, **{_hops(key): metrics for key, metrics in sorted(report.by_hops.items())}}
+    for title in columns:
         table.add_column(title, justify="right")
-    table.add_row("all", *_cells(report.overall), style="bold")
-    for hops, metrics in sorted(report.by_hops.items()):
-        table.add_row(f"{hops} hop{'' if hops == '1' else 's'}", *_cells(metrics))
+    for title, name, form in FIGURES:
+        table.add_row(title, *(_cell(metrics, name, form) for metrics in columns.values()))
     return table
 
 
-def _cells(metrics: Metrics) -> list[str]:
-    values = [(getattr(metrics, field), form) for _, field, form in COLUMNS]
-    return ["–" if value is None else form.format(value) for value, form in values]
+def _hops(count: str) -> str:
+    return f"{count} hop" if count == "1" else f"{count} hops"
+
+
+def _cell(metrics: Metrics, name: str, form: str) -> str:
+    value = getattr(metrics, name)
+    return "–" if value is None else form.format(value)
 
 
 async def _run(client: EvaluatorClient, request: EvaluationRequest) -> tuple[Report, str]:

@@ -115,8 +115,8 @@ class EngineClient:
         """Replace the weights without losing a turn: those in flight freeze, and go on under the new weights.
 
         A file that is not what was announced is refused before anything is paused, and the engine serves on. After any
-        later failure the engine stays paused, so that nothing is sampled from weights in between; calling again
-        recovers. Raises UpstreamUnavailable with the engine's reason.
+        later failure the engine stays paused until this is called again or `resume` is. Raises UpstreamUnavailable with
+        the engine's reason.
         """
         file = {"location": version.location, "sha256": version.sha256, "num_bytes": version.num_bytes}
         await self._update_call("/init_weight_transfer_engine", {"init_info": file})

@@ -24,7 +24,7 @@ from searcher.servicekit.streams import connect
 from services.rollout.engines import Engines
 from services.rollout.policy import Codec
 from services.rollout.settings import RolloutSettings
-from services.rollout.tasks import all_of, running
+from services.rollout.tasks import all_of, cancel, running
 from services.rollout.trajectories import Sample, Sampler
 from services.rollout.worker import Worker
 
@@ -215,9 +215,7 @@ async def _while_connected(http: Request, work: Coroutine[Any, Any, T]) -> T:
             raise NotReady("the client closed the connection")
         return task.result()
     finally:
-        task.cancel()
-        gone.cancel()
-        await asyncio.gather(task, gone, return_exceptions=True)
+        await cancel([task, gone])
 
 
 async def _disconnected(http: Request) -> None:

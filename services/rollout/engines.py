@@ -164,9 +164,10 @@ class Engines:
                 failures = 0
             except Exception as error:
                 failures += 1
-                if not isinstance(error, UpstreamUnavailable) or failures == 1:
+                if failures.bit_count() == 1:  # the 1st, 2nd, 4th, 8th, …
                     known = isinstance(error, SearcherError | RedisError | OSError)
-                    log.warning("engine not ready", engine=engine.url, error=str(error), exc_info=not known)
+                    fields = {"engine": engine.url, "failures": failures, "error": str(error)}
+                    log.warning("engine not ready", **fields, exc_info=not known)
             pause = self.reconcile_seconds
             if engine.state is EngineState.UPDATING:  # a damaged file costs the engine a read of it every time
                 pause = min(pause * 2 ** min(failures, 10), MAX_BACKOFF_SECONDS)

@@ -13,7 +13,7 @@ class RolloutSettings(ServiceSettings):
 
     port: int = Field(default=8003, ge=1, le=65_535)
     shutdown_seconds: int = Field(default=5, ge=1)
-    """After SIGTERM, requests get this long to finish, then questions of runs; the leases of the rest are given back."""
+    """After SIGTERM, requests get this long, then questions of runs as long; leases of the rest are given back."""
     model_dir: Path
     """The policy's model directory; only its tokenizer is read. Must be the one that the engines serve."""
     engines: str = "http://127.0.0.1:8010"

@@ -1,11 +1,17 @@
-"""asyncio, where its own words are not enough."""
+"""asyncio, where its own words are not enough.
+
+redis-py awaits through `asyncio.wait_for`, and before Python 3.12 that swallows a cancellation which arrives together
+with the result. So who cancels repeats it until it works, and a loop that calls Redis asks whether it was cancelled.
+"""
 
 import asyncio
 from collections.abc import AsyncIterator, Coroutine, Iterable
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+
+REPEAT_SECONDS = 0.1
 
 
 async def all_of(work: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
@@ -13,11 +19,8 @@ async def all_of(work: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
     tasks = [asyncio.create_task(each) for each in work]
     try:
         return await asyncio.gather(*tasks)
-    except BaseException:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        raise
+    finally:
+        await cancel(tasks)
 
 
 @asynccontextmanager
@@ -27,16 +30,19 @@ async def running(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
     try:
         yield
     finally:
-        task.cancel()
-        with suppress(asyncio.CancelledError):
-            await task
+        await cancel([task])
+
+
+async def cancel(tasks: Iterable[asyncio.Task[Any]]) -> None:
+    """Return when all have ended. Their errors are not raised: nobody waits for their results any more."""
+    pending = {task for task in tasks if not task.done()}
+    while pending:
+        for task in pending:
+            task.cancel()
+        _, pending = await asyncio.wait(pending, timeout=REPEAT_SECONDS)
 
 
 def was_cancelled() -> bool:
-    """Whether somebody has cancelled this task. Loops that call Redis must ask.
-
-    redis-py awaits through `asyncio.wait_for`, and before Python 3.12 that swallows a cancellation which arrives
-    together with the result.
-    """
+    """Whether somebody has cancelled this task."""
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0

@@ -27,7 +27,7 @@ from searcher.contracts.question import QuestionTask
 from searcher.contracts.trajectory import Trajectory
 from searcher.servicekit.streams import Claim, QuestionStream, active_runs
 from services.rollout import metrics
-from services.rollout.tasks import all_of, was_cancelled
+from services.rollout.tasks import all_of, cancel, was_cancelled
 from services.rollout.trajectories import RetrieverUnavailable, Sampler
 
 log = structlog.get_logger()
@@ -72,9 +72,7 @@ class Worker:
         if tasks:
             await asyncio.wait(tasks, timeout=within_seconds)
         held = self._held()
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await cancel(tasks)
         with suppress(RedisError, OSError):  # then they expire by themselves
             for run_id, entry_ids in held.items():
                 await (await self._stream(run_id)).give_back(self.consumer, entry_ids)

@@ -86,21 +86,24 @@ def pack(groups: Sequence[ScoredGroup], advantages_GS: Tensor, recipe: TrainerRe
 
     Processes get equally many micro-batches (ZeRO-3 needs that); where rows run out, an empty one stands in.
     """
-    per_update = len(groups) // recipe.updates_per_step
-    updates = []
-    for start in range(0, len(groups), per_update):
-        examples = [
-            example_of(trajectory, float(advantage), mask_documents=recipe.mask_documents)
-            for group, advantages_S in zip(groups[start:][:per_update], advantages_GS[start:][:per_update], strict=True)
-            for trajectory, advantage in zip(group.trajectories, advantages_S, strict=True)
-        ]
-        weights = loss_weights(examples, recipe.loss_mean)
-        rows = fill_rows([len(example) for example in examples], recipe.max_tokens_per_row)
-        size = recipe.rows_per_micro_batch
-        chunks = [rows[first : first + size] for first in range(0, len(rows), size)]
-        chunks += [[]] * (-len(chunks) % part.count)
-        updates.append(tuple(micro_batch(chunk, examples, weights) for chunk in chunks[part.index :: part.count]))
-    return Batch(tuple(updates))
+    examples = [
+        example_of(trajectory, float(advantage), mask_documents=recipe.mask_documents)
+        for group, advantages_S in zip(groups, advantages_GS, strict=True)
+        for trajectory, advantage in zip(group.trajectories, advantages_S, strict=True)
+    ]
+    per_update, rest = divmod(len(examples), recipe.updates_per_step)
+    assert rest == 0, (len(examples), recipe.updates_per_step)
+    parts = (examples[first : first + per_update] for first in range(0, len(examples), per_update))
+    return Batch(tuple(_update(examples, recipe, part) for examples in parts))
+
+
+def _update(examples: Sequence[Example], recipe: TrainerRecipe, part: Part) -> tuple[MicroBatch, ...]:
+    weights = loss_weights(examples, recipe.loss_mean)
+    rows = fill_rows([len(example) for example in examples], recipe.max_tokens_per_row)
+    size = recipe.rows_per_micro_batch
+    chunks = [rows[first : first + size] for first in range(0, len(rows), size)]
+    chunks += [[]] * (-len(chunks) % part.count)
+    return tuple(micro_batch(chunk, examples, weights) for chunk in chunks[part.index :: part.count])
 
 
 def example_of(trajectory: Trajectory, advantage: float, *, mask_documents: bool = True) -> Example:

@@ -28,7 +28,7 @@ class Ready(http.server.BaseHTTPRequestHandler):
 subprocess.Popen([sys.executable, sys.argv[2], "SIGKILL", "sleep", "1000"])
 http.server.ThreadingHTTPServer(("127.0.0.1", int(sys.argv[1])), Ready).serve_forever()
 """
-OFFSET = int(os.environ.get("SEARCHER_TEST_PORT", "18600"))
+OFFSET = 18_600
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class ToyDeployment(Deployment):
     toys: tuple[Program, ...] = field(default=())
 
     @property
-    def programs(self) -> tuple[Program, ...]:  # type: ignore[override]
+    def programs(self) -> tuple[Program, ...]:
         return self.toys
 
 
@@ -99,7 +99,7 @@ def family(deployment: ToyDeployment) -> list[psutil.Process]:
 
 
 def lives(process: psutil.Process) -> bool:
-    return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
 
 
 def test_up_is_up_and_a_second_up_changes_nothing(deployment: ToyDeployment) -> None:

@@ -1,14 +1,12 @@
 """The whole loop learns: a toy engine samples from the published weights, and what is rewarded becomes likelier."""
 
-import asyncio
-import contextlib
 from pathlib import Path
 from statistics import fmean
 
 import pytest
 import torch
 from redis.asyncio import Redis
-from trainer_toys import documents, make_recipe, trajectory, work
+from trainer_toys import documents, make_recipe, trajectory, until, working
 
 from searcher.contracts.experience import ScoredGroup
 from searcher.contracts.question import QuestionTask
@@ -88,23 +86,20 @@ async def test_what_is_rewarded_becomes_likelier_and_engine_and_trainer_agree(
         tmp_path,
         questions_per_step=4,
         samples_per_question=4,
-        stages=[{"name": "only", "questions": questions, "rules": "searcher", "max_steps": 12}],
+        stages=[{"name": "only", "questions": questions, "rules": "searcher", "max_steps": 20}],
+        trainer={"learning_rate": 3e-2},
         checkpoint={"every_steps": 100},
     )
     settings = TrainerSettings(
         runs_dir=tmp_path / "runs", evaluator_url=None, shared=SharedSettings(redis_url=redis_url)
     )
     controller = Controller(settings, redis)
-    working = asyncio.ensure_future(work(redis, ToyEngine(tmp_path / "model").answer))
     controller.open()
     try:
-        await controller.start(RunRequest(run_id="lucky", recipe=recipe))
-        while controller.status("lucky").state is RunState.RUNNING:
-            await asyncio.sleep(0.1)
+        async with working(redis, ToyEngine(tmp_path / "model").answer):
+            await controller.start(RunRequest(run_id="lucky", recipe=recipe))
+            await until(lambda: controller.status("lucky").state is not RunState.RUNNING)
     finally:
-        working.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await working
         await controller.close()
 
     lines = RunDirectory(tmp_path / "runs" / "lucky").metrics()

