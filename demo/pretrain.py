@@ -291,9 +291,11 @@ def train(model: Qwen2ForCausalLM, batches: Iterator[Batch], stage: Stage, probe
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="directory of the base model")
-    parser.add_argument("--skill", type=Path, default=Path("runs/tiny-skill"), help="directory of the skill checkpoint")
+    parser.add_argument(
+        "--skill", type=Path, default=Path("build/tiny-skill"), help="directory of the skill checkpoint"
+    )
     parser.add_argument("--anneal-only", action="store_true", help="start from the skill checkpoint")
-    parser.add_argument("--p-search", type=float, default=BASE.p_search, help="how often the base searches")
+    parser.add_argument("--p-search", type=float, default=BASE.p_search, help="Prior.p_search of the anneal")
     parser.add_argument("--skill-tokens", type=int, default=9_000_000)
     parser.add_argument("--anneal-tokens", type=int, default=1_500_000)
     parser.add_argument("--seed", type=int, default=0)

@@ -4,7 +4,7 @@ import random
 import re
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast, Qwen2Tokenizer
 
 from demo.transcripts import END_OF_TEXT, SKILL, Library, Mix, all_name_words, random_text
 from demo.world import WorldSize, make_world
@@ -17,7 +17,9 @@ MIX = Mix(fact_lists=0.2, readings=0.3, max_facts=4, documents=(1, 2), prior=SKI
 
 def train_tokenizer(seed: int = 0) -> PreTrainedTokenizerFast:
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    # AutoTokenizer gives every Qwen2 model this normaliser and pre-tokeniser, whatever its tokenizer.json says.
+    qwen2 = Qwen2Tokenizer().backend_tokenizer
+    tokenizer.normalizer, tokenizer.pre_tokenizer = qwen2.normalizer, qwen2.pre_tokenizer
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=MAX_VOCAB_SIZE - len(TAGS),

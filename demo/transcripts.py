@@ -51,8 +51,12 @@ class Prior:
 
 SKILL = Prior(p_search=0.85, p_good=0.85, p_read=0.97, p_second=0.85, p_format=0.75)
 """Teaches the mechanics, as a large base model's web text has."""
-BASE = Prior(p_search=0.03, p_good=0.55, p_read=0.80, p_second=0.40, p_format=0.65, p_shuffle=0.0)
-"""What the finished base model imitates: it can do all of it and does little of it well."""
+BASE = Prior(p_search=0.0, p_good=0.55, p_read=0.80, p_second=0.40, p_format=0.65, p_shuffle=0.0)
+"""What the finished base model imitates: it can do all of it and does little of it well.
+
+It never searches here; the model it makes does in one sample of fifty, which is what is left of the skill stage. With
+0.03 it is one of ten, with 0.05 one of six: few long transcripts fill a batch, and every batch weighs the same.
+"""
 
 
 @dataclass(frozen=True)
@@ -256,6 +260,7 @@ def random_text(library: Library, mix: Mix, rng: random.Random) -> list[Segment]
         return reading(library, rng.choice(mix.documents), rng)
     question = ask(library.world, 1 if rng.random() < 0.6 else 2, rng)
     if draw < mix.fact_lists + mix.readings + mix.shown_searches:
+        # Whatever its habits, a base model reads well: what it is shown was found and read with care.
         shown = replace(mix.prior, p_search=1.0, p_good=SKILL.p_good, p_read=SKILL.p_read)
         given, first_search, *rest = transcript(library, question, shown, rng)
         return [given, first_search._replace(taught=False), *rest]

@@ -6,7 +6,7 @@ import hashlib
 import itertools
 import json
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -162,37 +162,38 @@ def fixed_group(task: QuestionTask) -> ScoredGroup:
     return ScoredGroup(group_id=task.group_id, run_id=task.run_id, stage=task.stage, trajectories=tuple(samples))
 
 
-async def work(
-    redis: Redis, answer: Callable[[QuestionTask], ScoredGroup | Awaitable[ScoredGroup]], *, consumer: str = "toy"
-) -> None:
-    """A rollout worker: answers the questions of every active run until it is cancelled."""
-    while True:
+Answer = Callable[[QuestionTask], ScoredGroup]
+
+
+async def work(redis: Redis, answer: Answer, stop: asyncio.Event) -> None:
+    """A rollout worker: answers the questions of every active run."""
+    while not stop.is_set():
         claimed = 0
         for run_id in await streams.active_runs(redis):
             stream = QuestionStream(redis, run_id)
             try:
                 await stream.open()
-                claims = await stream.claim(consumer, count=8, block_ms=20)
-                claims += await stream.take_over(consumer, lease_ms=5_000, count=8)
+                claims = await stream.claim("toy", count=8, block_ms=20)
+                claims += await stream.take_over("toy", lease_ms=5_000, count=8)
             except ResponseError:  # the run ended meanwhile, and its streams with it
                 continue
             for claim in claims:
-                answered = answer(claim.task)
-                await stream.deliver(claim, answered if isinstance(answered, ScoredGroup) else await answered)
+                await stream.deliver(claim, answer(claim.task))
             claimed += len(claims)
         if not claimed:
             await asyncio.sleep(0.02)
 
 
 @contextlib.asynccontextmanager
-async def working(
-    redis: Redis, answer: Callable[[QuestionTask], ScoredGroup | Awaitable[ScoredGroup]]
-) -> AsyncIterator[None]:
+async def working(redis: Redis, answer: Answer) -> AsyncIterator[None]:
     """A rollout worker at work; if it breaks, so does the test."""
+    stop = asyncio.Event()
     async with asyncio.TaskGroup() as tasks:
-        worker = tasks.create_task(work(redis, answer))
-        yield
-        worker.cancel()
+        tasks.create_task(work(redis, answer, stop))
+        try:
+            yield
+        finally:
+            stop.set()  # not by cancellation: a command of redis-py may swallow it
 
 
 async def until(condition: Callable[[], bool]) -> None:

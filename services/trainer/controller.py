@@ -268,5 +268,7 @@ def check(request: RunRequest) -> None:
         load_questions(Path(stage.questions))
     if recipe.evaluation:
         load_questions(Path(recipe.evaluation.questions))
+    if recipe.model.dtype == "bfloat16" and recipe.trainer.zero_stage == 0:
+        raise InvalidInput("trainer.zero_stage: bfloat16 needs 1 or more, which keeps the weights in float32 besides")
     if recipe.trainer.device == "cpu" and recipe.trainer.offload_optimizer:
         raise InvalidInput("trainer.offload_optimizer: there is nothing to offload from with trainer.device = 'cpu'")

@@ -179,6 +179,8 @@ def _initialize(policy: Any, recipe: Recipe, processes: Processes) -> Any:
             "zero_allow_untested_optimizer": True,
             "bf16": {"enabled": recipe.model.dtype == "bfloat16"},
             "fp16": {"enabled": recipe.model.dtype == "float16"},
+            # Hundreds of micro-batches add up in one step: in bfloat16 the small ones would be lost.
+            "data_types": {"grad_accum_dtype": "fp32" if recipe.model.dtype == "bfloat16" else None},
             "checkpoint": {"tag_validation": "Ignore"},
             "steps_per_print": 1_000_000_000,
         },

@@ -1,6 +1,8 @@
 import random
 
+import pytest
 import torch
+from transformers import PreTrainedTokenizerBase
 
 from demo.muon import Muon, orthogonalise
 from demo.pretrain import Stage, batches_of_a_world, encode, loss_of, new_model
@@ -8,8 +10,12 @@ from demo.tokenizer import MIX, train_tokenizer
 from demo.transcripts import Segment
 
 
-def test_a_text_is_the_start_token_and_its_segments_tokenised_one_by_one() -> None:
-    tokenizer = train_tokenizer()
+@pytest.fixture(scope="module")
+def tokenizer() -> PreTrainedTokenizerBase:
+    return train_tokenizer()
+
+
+def test_a_text_is_the_start_token_and_its_segments_tokenised_one_by_one(tokenizer: PreTrainedTokenizerBase) -> None:
     # "\n\n" would be one token if the segments were joined first.
     text = [Segment("User:Who\n", taught=False), Segment("\nHalin", taught=True)]
 
@@ -20,16 +26,15 @@ def test_a_text_is_the_start_token_and_its_segments_tokenised_one_by_one() -> No
     assert carries_loss == [False] * (1 + len(parts[0])) + [True] * len(parts[1])
 
 
-def test_the_wanted_share_of_the_given_tokens_carries_loss() -> None:
+def test_the_wanted_share_of_the_given_tokens_carries_loss(tokenizer: PreTrainedTokenizerBase) -> None:
     text = [Segment(" Halin" * 10_000, taught=False)]
 
-    ((ids, carries_loss),) = encode([text], train_tokenizer(), 0.1, random.Random(0))
+    ((ids, carries_loss),) = encode([text], tokenizer, 0.1, random.Random(0))
 
     assert abs(sum(carries_loss) / len(ids) - 0.1) < 0.02
 
 
-def test_padding_carries_no_loss() -> None:
-    tokenizer = train_tokenizer()
+def test_padding_carries_no_loss(tokenizer: PreTrainedTokenizerBase) -> None:
 
     for batch in batches_of_a_world(tokenizer, MIX, random.Random(0)):
         # The end token pads too, so only what follows a text's own end is padding.
@@ -38,9 +43,8 @@ def test_padding_carries_no_loss() -> None:
         assert not batch.carries_loss_BT[:, 1:][padding_BT].any()
 
 
-def test_a_new_model_predicts_a_token_from_no_other_token() -> None:
+def test_a_new_model_predicts_a_token_from_no_other_token(tokenizer: PreTrainedTokenizerBase) -> None:
     """Attention and MLP start as zero, so the residual stream is the token's own embedding."""
-    tokenizer = train_tokenizer()
     model = new_model(tokenizer, seed=0).eval()
 
     logits_BTV = model(input_ids=torch.tensor([[5, 9], [7, 9]])).logits
@@ -49,8 +53,7 @@ def test_a_new_model_predicts_a_token_from_no_other_token() -> None:
     assert 0.9e6 < model.num_parameters() < 1.1e6
 
 
-def test_the_loss_is_over_the_marked_tokens_only() -> None:
-    tokenizer = train_tokenizer()
+def test_the_loss_is_over_the_marked_tokens_only(tokenizer: PreTrainedTokenizerBase) -> None:
     batch = batches_of_a_world(tokenizer, MIX, random.Random(0))[0]
     model = new_model(tokenizer, seed=0)
 

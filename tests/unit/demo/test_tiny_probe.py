@@ -46,15 +46,18 @@ def test_a_cut_off_answer_is_not_well_formed() -> None:
 class AlwaysSearches:
     """Writes one and the same query for ever."""
 
+    def __init__(self, query_ids: list[int]) -> None:
+        self.query_ids = query_ids
+
     def generate(self, input_ids: torch.Tensor, **_: object) -> torch.Tensor:
-        query = train_tokenizer()("<|begin_of_query|> Halin <|end_of_query|>", add_special_tokens=False)["input_ids"]
-        return torch.cat([input_ids, torch.tensor([query] * len(input_ids))], dim=1)
+        return torch.cat([input_ids, torch.tensor([self.query_ids] * len(input_ids))], dim=1)
 
 
 def test_an_endless_searcher_is_stopped_after_its_last_search() -> None:
     tokenizer = train_tokenizer()
+    model = AlwaysSearches(tokenizer.encode("<|begin_of_query|> Halin <|end_of_query|>", add_special_tokens=False))
     world = make_world("train", WorldSize(people=40, companies=10, towns=10, films=10), seed=0)
-    player = Player(AlwaysSearches(), tokenizer, Library.of(world), temperature=0)
+    player = Player(model, tokenizer, Library.of(world), temperature=0)
 
     (played,) = player.play([ask(world, 1, random.Random(0))])
 

@@ -331,6 +331,14 @@ async def test_what_cannot_work_is_refused_before_a_process_starts(place: Place,
     assert not place.run().exists
 
 
+async def test_bfloat16_weights_need_a_float32_copy_to_learn_on(place: Place) -> None:
+    model = {"path": str(place.folder / "model"), "dtype": "bfloat16"}
+    request = RunRequest(run_id="toy", recipe=place.recipe(model=model, trainer={"zero_stage": 0}))
+    async with opened(place.controller()) as controller:
+        with pytest.raises(InvalidInput, match=r"trainer\.zero_stage"):
+            await controller.start(request)
+
+
 async def test_a_run_id_leaves_room_for_what_is_named_after_it(place: Place) -> None:
     async with opened(place.controller()) as controller:
         with pytest.raises(InvalidInput, match="at most 96 characters"):
