@@ -18,6 +18,8 @@ class Template:
     name: str
     text: str
     chat: bool = False
+    example: tuple[str, str] | None = None
+    """A worked question and its response, shown as an earlier exchange: small models copy what they cannot be told."""
 
 
 _R1_BASE = """\
@@ -41,6 +43,14 @@ The output format of reasoning process and final answer are enclosed within <thi
 During the thinking process, **you can perform searching for uncertain knowledge** if necessary with the format of "<|begin_of_query|> search query (only list keywords, such as **"keyword_1 keyword_2 ..."**)<|end_of_query|>". **A query must involve only a single triple**.
 Then, the search system will provide you with the retrieval information with the format of "<|begin_of_documents|> ...search results... <|end_of_documents|>"."""
 
+_EXAMPLE = (
+    "In which country was the painter Edvard Munch born?",
+    "<think> I need to find where Edvard Munch was born. <|begin_of_query|> Edvard Munch birthplace <|end_of_query|>\n\n"
+    "<|begin_of_documents|>\n(1)Title: Edvard Munch. Edvard Munch was a painter, born in Ådalsbruk, Norway.\n"
+    "<|end_of_documents|>\n\n"
+    "Ådalsbruk is in Norway. </think>\n\n<answer> Norway </answer>",
+)
+
 _BARE = "User:{question}\nAssistant: <think>"
 
 TEMPLATES: Mapping[str, Template] = {
@@ -48,6 +58,7 @@ TEMPLATES: Mapping[str, Template] = {
     for template in (
         Template("r1-searcher-base", _R1_BASE),
         Template("r1-searcher-chat", _R1_CHAT_SYSTEM, chat=True),
+        Template("r1-searcher-chat-one-shot", _R1_CHAT_SYSTEM, chat=True, example=_EXAMPLE),
         Template("bare", _BARE),
     )
 }
@@ -66,9 +77,11 @@ def base_prompt(template: Template, question: str) -> str:
 
 
 def chat_messages(template: Template, question: str) -> list[dict[str, str]]:
-    """System and user message; the caller renders them and appends `THINK_OPEN`."""
+    """System, perhaps an example, and user message; the caller renders them and appends `THINK_OPEN`."""
     assert template.chat, template.name
-    return [{"role": "system", "content": template.text}, {"role": "user", "content": question}]
+    example = zip(("user", "assistant"), template.example or (), strict=False)
+    turns = [("system", template.text), *example, ("user", question)]
+    return [{"role": role, "content": content} for role, content in turns]
 
 
 assert _R1_BASE.endswith(THINK_OPEN) and _BARE.endswith(THINK_OPEN)

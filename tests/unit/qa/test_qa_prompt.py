@@ -3,7 +3,9 @@
 import pytest
 
 from searcher.contracts.errors import InvalidInput
+from searcher.qa.answer import extract_answer
 from searcher.qa.prompt import TEMPLATES, base_prompt, chat_messages, template_named
+from searcher.qa.tags import asked_query
 
 BASE = (
     "The User asks a question, and the Assistant solves it.\n"
@@ -70,3 +72,14 @@ def test_the_policy_starts_to_write_inside_a_thought(name: str) -> None:
 def test_an_unknown_template_is_refused_with_the_known_ones() -> None:
     with pytest.raises(InvalidInput, match=r"'r1' is not one of bare, r1-searcher-base, r1-searcher-chat"):
         template_named("r1")
+
+
+def test_an_example_is_an_earlier_exchange_in_the_protocol_of_a_good_response() -> None:
+    system, asked, answered, question = chat_messages(template_named("r1-searcher-chat-one-shot"), "Who?")
+
+    assert [m["role"] for m in (system, asked, answered, question)] == ["system", "user", "assistant", "user"]
+    assert system == chat_messages(template_named("r1-searcher-chat"), "Who?")[0]
+    assert question["content"] == "Who?"
+    first_turn = answered["content"].partition("\n\n<|begin_of_documents|>")[0]
+    assert asked_query(first_turn) == "Edvard Munch birthplace"
+    assert extract_answer(answered["content"]) == "Norway"
