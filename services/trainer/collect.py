@@ -107,6 +107,10 @@ class Collector:
                 await self.ask(weights, up_to_batch=-1)
 
     def _keep(self, position: str, group: ScoredGroup) -> None:
+        samples, wanted = len(group.trajectories), self.curriculum.recipe.samples_per_question
+        assert group.dropped is not None or samples == wanted, (
+            f"{group.group_id}: {samples} samples, asked for {wanted}"
+        )
         batch = group_batch(group.group_id)
         if group.group_id in self.waiting:
             self.dropped["duplicate"] += 1

@@ -77,6 +77,11 @@ class Office:
     def find_checkpoint(self) -> Found | None:
         store = CheckpointStore(self.directory.checkpoints)
         found = store.newest(lambda path, why: self.directory.event("checkpoint_damaged", path=str(path), why=why))
+        if found is None and store.paths():
+            raise InvalidInput(
+                f"run {self.directory.run_id}: every checkpoint is damaged (see events.jsonl), and what was learned "
+                "from is gone; start again under another run_id"
+            )
         if found is None:
             self.directory.forget_after(-1)
             return None

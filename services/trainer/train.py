@@ -72,4 +72,7 @@ async def train_here(directory: RunDirectory, settings: TrainerSettings) -> Outc
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # everything is closed; unloading PyTorch and DeepSpeed piece by piece takes seconds

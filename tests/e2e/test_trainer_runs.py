@@ -174,6 +174,20 @@ async def test_a_killed_training_process_takes_the_same_steps_again(lab: Lab, st
     assert_same_learning(lab, straight, "killed")
 
 
+async def test_running_ahead_changes_the_age_of_samples_not_the_order_of_learning(lab: Lab, straight: str) -> None:
+    async with lab.workers(), lab.controller() as controller:
+        await controller.start(RunRequest(run_id="ahead", recipe=lab.recipe(max_staleness=2)))
+        await lab.until_step("ahead", 3)
+        process_id = lab.run("ahead").process_id()
+        assert process_id is not None
+        os.kill(process_id, signal.SIGKILL)
+        await lab.until_over("ahead")
+
+    expected, found = lab.weights(straight), lab.weights("ahead")
+    assert [name for name in expected if not torch.equal(expected[name], found[name])] == []
+    assert [line["staleness/max"] for line in lab.curve("ahead")] == [0, 1, 2, 2, 2, 2]
+
+
 async def test_a_stopped_run_resumes_from_an_older_checkpoint_when_the_newest_is_damaged(
     lab: Lab, straight: str
 ) -> None:

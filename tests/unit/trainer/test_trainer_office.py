@@ -12,10 +12,11 @@ import zstandard
 from redis.asyncio import Redis
 from trainer_toys import group, make_recipe, policy, trajectory
 
-from searcher.contracts.errors import SearcherError, UpstreamUnavailable
+from searcher.contracts.errors import InvalidInput, SearcherError, UpstreamUnavailable
 from searcher.contracts.recipe import Recipe
 from searcher.contracts.report import EvaluationRequest, Metrics, Report
 from searcher.servicekit import streams
+from services.trainer.checkpoint import CheckpointStore
 from services.trainer.engine import StepReport
 from services.trainer.loss import LossReport
 from services.trainer.office import Office
@@ -206,6 +207,23 @@ async def test_without_an_evaluator_training_says_so(desk: Desk) -> None:
     await office.evaluate(2)
 
     assert len(desk.events("evaluation_skipped")) == 1
+
+
+async def test_with_every_checkpoint_damaged_a_run_is_refused_not_restarted(desk: Desk) -> None:
+    (desk.run.checkpoints / "step-000002").mkdir(parents=True)
+
+    with pytest.raises(InvalidInput, match="every checkpoint is damaged"):
+        desk.office().find_checkpoint()
+    assert len(desk.events("checkpoint_damaged")) == 1
+
+
+async def test_as_many_processes_must_read_a_checkpoint_as_wrote_it(desk: Desk) -> None:
+    store = CheckpointStore(desk.run.checkpoints)
+    store.begin(2)
+    store.commit(2, {**desk.office().state(), "num_processes": 4})
+
+    with pytest.raises(InvalidInput, match="was written by 4 processes"):
+        desk.office().find_checkpoint()
 
 
 async def test_trajectories_of_a_step_can_be_read_back(desk: Desk) -> None:
