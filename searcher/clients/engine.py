@@ -41,7 +41,7 @@ class Sampled:
 
     token_ids: tuple[int, ...]
     logprobs: tuple[float, ...]
-    """Natural log, of the unmodified distribution at temperature 1."""
+    """Natural log, of the distribution that was sampled: after the temperature (1 where it is greedy)."""
     versions: tuple[str, ...]
     """The weights that sampled each token."""
     finish_reason: str

@@ -47,7 +47,7 @@ class RolloutPlan(Contract):
     template: Name = "r1-searcher-base"
     """A prompt template by name (`searcher.qa.prompt`)."""
     temperature: float = Field(default=1.0, ge=0.0, le=2.0)
-    """0 is greedy. Training samples at 1, so that the engine's logprobs are the policy's."""
+    """0 is greedy. In training the policy is the distribution at this temperature, for engine and trainer alike."""
     top_p: float = Field(default=1.0, gt=0.0, le=1.0)
     max_tokens_per_turn: int = Field(default=512, ge=1, le=32_768)
     max_searches: int = Field(default=8, ge=0, le=64)

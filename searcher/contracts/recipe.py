@@ -162,10 +162,11 @@ class Recipe(Contract):
                 "trainer.clip_low and trainer.clip_high must be set when max_staleness > 0 or updates_per_step > 1: "
                 "an unclipped loss on stale samples collapses"
             )
-        if self.rollout.temperature != 1.0 or self.rollout.top_p != 1.0:
+        if self.rollout.temperature == 0.0 or self.rollout.top_p != 1.0:
             raise ValueError(
-                f"rollout.temperature and rollout.top_p must be 1.0 in training (got {self.rollout.temperature}, "
-                f"{self.rollout.top_p}): the engine's logprobs are the policy's only there"
+                "rollout.temperature must be above 0 and rollout.top_p 1.0 in training (got "
+                f"{self.rollout.temperature}, {self.rollout.top_p}): greedy samples teach nothing, and tokens that were "
+                "cut off have no probability"
             )
         if self.trajectories_per_step % self.trainer.updates_per_step:
             raise ValueError(

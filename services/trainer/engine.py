@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from searcher.contracts.recipe import Advantage, Recipe
 from services.trainer.advantage import penalise_divergence, whiten
 from services.trainer.batch import Batch, MicroBatch
-from services.trainer.logprobs import HeadOnTargets, score
+from services.trainer.logprobs import HeadOnTargets, Scored, score
 from services.trainer.loss import LossReport, LossSums, policy_loss, report_of
 from services.trainer.processes import Processes
 
@@ -98,15 +98,18 @@ class TrainingEngine:
 
     @torch.no_grad()
     def _logprobs(self, micro: MicroBatch) -> Tensor:
-        return score(self.deepspeed, self.policy_head, micro.to(self.device)).logprobs_BT.cpu()
+        return self._score(self.deepspeed, self.policy_head, micro.to(self.device)).logprobs_BT.cpu()
 
     @torch.no_grad()
     def _reference_logprobs(self, micro: MicroBatch) -> Tensor:
         assert self.reference is not None
-        return score(self.reference, self.reference_head, micro.to(self.device)).logprobs_BT.cpu()
+        return self._score(self.reference, self.reference_head, micro.to(self.device)).logprobs_BT.cpu()
+
+    def _score(self, model: nn.Module, head: HeadOnTargets, micro: MicroBatch) -> Scored:
+        return score(model, head, micro, temperature=self.recipe.rollout.temperature)
 
     def _accumulate(self, micro: MicroBatch, *, is_last: bool) -> LossSums:
-        scored = score(self.deepspeed, self.policy_head, micro)
+        scored = self._score(self.deepspeed, self.policy_head, micro)
         loss, sums = policy_loss(scored.logprobs_BT, scored.entropies_BT, micro, self.recipe.trainer)
         self.deepspeed.set_gradient_accumulation_boundary(is_last)
         # DeepSpeed averages gradients over processes; our weights already add up to 1 over all of them.

@@ -48,11 +48,14 @@ class HeadOnTargets:
         return (hidden_BTD[self.wanted_BT],)
 
 
-def score(model: nn.Module, head: HeadOnTargets, micro: MicroBatch) -> Scored:
-    """With gradient, unless the caller disables it. The model builds causal blocks from where position_ids restart."""
+def score(model: nn.Module, head: HeadOnTargets, micro: MicroBatch, *, temperature: float = 1.0) -> Scored:
+    """Of the distribution that is sampled at `temperature`, with gradient unless the caller disables it.
+
+    The model builds causal blocks from where position_ids restart.
+    """
     with head.only(micro.trained_mask_BT):
         logits_NV = model(input_ids=micro.input_ids_BT, position_ids=micro.position_ids_BT, use_cache=False).logits
-    logits_NV = logits_NV.float()
+    logits_NV = logits_NV.float() / temperature
     targets_N1 = micro.target_ids_BT[micro.trained_mask_BT].unsqueeze(-1)
     normaliser_N = logits_NV.logsumexp(-1)
     logprobs_N = logits_NV.gather(-1, targets_N1).squeeze(-1) - normaliser_N

@@ -80,20 +80,22 @@ def published(directory: Path, step: int, **changes: Any) -> WeightVersion:
     return version.model_copy(update=changes)
 
 
-def logprobs_by_hugging_face(directory: Path, prompt: list[int], response: tuple[int, ...]) -> list[float]:
+def logprobs_by_hugging_face(
+    directory: Path, prompt: list[int], response: tuple[int, ...], temperature: float = 1.0
+) -> list[float]:
     import torch
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
     ids = torch.tensor([[*prompt, *response]])
     with torch.no_grad():
-        logprobs_TV = model(ids).logits[0].log_softmax(-1)
+        logprobs_TV = (model(ids).logits[0] / temperature).log_softmax(-1)
     return [logprobs_TV[position - 1, ids[0, position]].item() for position in range(len(prompt), ids.shape[1])]
 
 
-def difference(directory: Path, sampled: Sampled, *, prompt: list[int] = PROMPT) -> float:
+def difference(directory: Path, sampled: Sampled, *, prompt: list[int] = PROMPT, temperature: float = 1.0) -> float:
     """The largest distance between the engine's logprobs and those of the model in `directory`."""
-    expected = logprobs_by_hugging_face(directory, prompt, sampled.token_ids)
+    expected = logprobs_by_hugging_face(directory, prompt, sampled.token_ids, temperature)
     return max(abs(ours - theirs) for ours, theirs in zip(sampled.logprobs, expected, strict=True))
 
 
@@ -185,6 +187,14 @@ async def test_logprobs_are_those_of_the_model_before_and_after_an_update(
     assert difference(first, before) < TOLERANCE
     assert difference(second, after) < TOLERANCE
     assert set(after.versions) == {published(second, 2).name}
+
+
+async def test_logprobs_are_of_the_distribution_that_was_sampled_whatever_the_temperature(
+    engine: EngineClient, first: Path
+) -> None:
+    cool = await engine.generate(PROMPT, Sampling(max_tokens=64, temperature=0.6, seed=1))
+
+    assert difference(first, cool, temperature=0.6) < TOLERANCE
 
 
 async def test_every_token_of_an_interrupted_turn_is_of_the_weights_it_names(

@@ -42,6 +42,7 @@ def command(settings: EngineSettings) -> list[str]:
     words += ["--max-num-seqs", str(settings.max_num_seqs)]
     words += ["--enable-scale-out"]  # opens /inference/v1/generate
     words += ["--weight-transfer-config", '{"backend": "searcher"}']
+    words += ["--logprobs-mode", "processed_logprobs"]  # of the distribution that was sampled, temperature included
     words += ["--generation-config", "vllm"]  # the model's own defaults (top_k 20, penalties) must not shape samples
     words += ["--middleware", "services.rollout.engine.guard.RequireToken"]
     words += ["--shutdown-timeout", str(settings.shutdown_seconds)]

@@ -58,7 +58,8 @@ def test_a_recipe_survives_json(tmp_path: Path) -> None:
         ("samples_per_question = 1\n", "samples_per_question"),
         ("learning_rate = 1\n", "learning_rate"),
         ("max_staleness = 1\n[trainer]\nclip_high = -1\n", "clip_high"),
-        ("[rollout]\ntemperature = 0.7\n", "temperature"),
+        ("[rollout]\ntemperature = 0\n", "temperature"),
+        ("[rollout]\ntop_p = 0.9\n", "top_p"),
         ("[trainer]\nupdates_per_step = 3\n", "updates_per_step"),
     ],
 )

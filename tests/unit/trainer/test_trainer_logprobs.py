@@ -78,6 +78,17 @@ def test_the_entropy_is_that_of_the_whole_distribution(model, head) -> None:
     assert entropy == pytest.approx(float(-(logprobs_V.exp() * logprobs_V).sum()), abs=1e-5)
 
 
+def test_a_temperature_makes_the_policy_another_distribution(model, head) -> None:
+    examples = [example_of(trajectory([1, 2], [policy([3])]), 1.0)]
+    micro = micro_batch([[0]], examples, [1.0])
+
+    with torch.no_grad():
+        cool = float(score(model, head, micro, temperature=0.5).logprobs_BT[0, 1])
+        logits_V = model(input_ids=torch.tensor([[1, 2, 3]])).logits[0, 1]
+
+    assert cool == pytest.approx(float((logits_V / 0.5).log_softmax(-1)[3]), abs=1e-5)
+
+
 def test_every_sampled_token_and_no_other_carries_gradient(model, head) -> None:
     """d loss / d logits, position by position: prompt, think, query | documents | think, answer."""
     one = trajectory([1, 2, 3], [policy([4, 5]), documents([6, 7, 8]), policy([9])])
