@@ -164,9 +164,8 @@ class Recipe(Contract):
             )
         if self.rollout.temperature == 0.0 or self.rollout.top_p != 1.0:
             raise ValueError(
-                "rollout.temperature must be above 0 and rollout.top_p 1.0 in training (got "
-                f"{self.rollout.temperature}, {self.rollout.top_p}): greedy samples teach nothing, and tokens that were "
-                "cut off have no probability"
+                f"rollout.temperature must be above 0 and rollout.top_p 1.0 (got {self.rollout.temperature}, "
+                f"{self.rollout.top_p}): greedy samples teach nothing, tokens that were cut off have no probability"
             )
         if self.trajectories_per_step % self.trainer.updates_per_step:
             raise ValueError(
