@@ -102,7 +102,7 @@ def test_a_dry_run_measures_the_model_where_it_is_there(recipe: Path) -> None:
         ("trainer.learning_rat=1", "trainer.learning_rat"),
         ("stages.3.max_steps=1", "positions 0 to 0"),
         ("name.first=1", "name is a single value"),
-        ("rollout.temperature=0.5", "must be 1.0 in training"),
+        ("rollout.temperature=0.0", "must be above 0"),
     ],
 )
 def test_a_wrong_override_is_one_line_that_says_why(
