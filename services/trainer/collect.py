@@ -8,6 +8,7 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import TypeVar
 
 import structlog
@@ -67,7 +68,7 @@ class Collector:
             for slot in slots:
                 task = self.curriculum.task(slot, weights)
                 if task.group_id not in self.sent:
-                    await outlast(lambda task=task: self.questions.send(task), self.stop)  # type: ignore[misc]
+                    await outlast(partial(self.questions.send, task), self.stop)
                     self.sent.add(task.group_id)
 
     async def collect(self, batch: int, weights: WeightVersion) -> list[ScoredGroup]:
