@@ -160,6 +160,8 @@ async def train(deployment: Deployment, recipe: Recipe) -> None:
         if RUN_ID not in known or known[RUN_ID].state is not RunState.RUNNING:
             await trainer.start(RunRequest(run_id=RUN_ID, recipe=recipe, resume=RUN_ID in known))
         status = await track_run(console, trainer, RUN_ID, recipe)
+    if status.state is RunState.STOPPED:  # Ctrl-C, which the view turns into a stop after the current step
+        raise KeyboardInterrupt
     if status.state is not RunState.DONE:
         raise SearcherError(f"run {RUN_ID} is {status.state.value}: {status.error or 'see its events.jsonl'}")
 
