@@ -44,6 +44,13 @@ def cover_exact_match(prediction: Answer, golds: Golds) -> float:
     return float(any(predicted.issuperset(gold.split(" ")) for gold in _normalized_golds(golds)))
 
 
+def cover_exact_match_strict(prediction: Answer, golds: Golds) -> float:
+    """1 if a gold answer's words stand in the prediction side by side and in order ("York New" is not "New York")."""
+    # Padded by spaces, whole words match only, and nothing (a gold of articles only) matches only nothing.
+    predicted = f" {_normalized(prediction)} "
+    return float(any(f" {gold} " in predicted for gold in _normalized_golds(golds)))
+
+
 def f1(prediction: Answer, golds: Golds) -> float:
     """F1 over the words with their counts; yes, no and noanswer are right or wrong as a whole."""
     predicted = _normalized(prediction)

@@ -7,7 +7,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from searcher.qa.answer import cover_exact_match, exact_match, extract_answer, f1, normalize_answer
+from searcher.qa.answer import (
+    cover_exact_match,
+    cover_exact_match_strict,
+    exact_match,
+    extract_answer,
+    f1,
+    normalize_answer,
+)
 
 MEGABYTE = 1_000_000
 words = st.lists(
@@ -79,6 +86,34 @@ def test_a_gold_of_articles_only_is_covered_by_an_empty_prediction_only() -> Non
     assert cover_exact_match("paris", "A") == 0.0
 
 
+@pytest.mark.parametrize(
+    ("prediction", "gold", "covered"),
+    [
+        ("It is New York, I think", "New York", 1.0),
+        ("New York", "New York", 1.0),
+        ("York, which is New", "New York", 0.0),  # all words, in another order
+        ("new and old York", "New York", 0.0),  # in order, but not side by side
+        ("Newest York", "New York", 0.0),  # part of a word
+        ("new the York", "New York", 1.0),  # articles are no words
+        ("the", "A", 1.0),
+        ("paris", "A", 0.0),
+        ("it is true", True, 0.0),
+        ("yes it is", True, 1.0),
+    ],
+)
+def test_strict_cover_wants_the_words_side_by_side_and_in_order(
+    prediction: str, gold: str | bool, covered: float
+) -> None:
+    assert cover_exact_match_strict(prediction, gold) == covered
+
+
+@given(answers, answers)
+def test_strict_cover_lies_between_exact_match_and_cover(prediction: str, gold: str) -> None:
+    strict = cover_exact_match_strict(prediction, gold)
+
+    assert exact_match(prediction, gold) <= strict <= cover_exact_match(prediction, gold)
+
+
 def test_f1_counts_words_with_multiplicity() -> None:
     # prediction: new new york (3), gold: new york city (3), in common: new york (2); P = R = 2/3
     assert f1("new new york", "New York City") == pytest.approx(2 / 3)
@@ -141,7 +176,7 @@ def test_f1_one_means_the_same_words_equally_often(prediction: str, gold: str) -
 
 @given(answers, st.lists(answers, min_size=1, max_size=4))
 def test_a_metric_over_several_golds_is_the_best_over_each(prediction: str, golds: list[str]) -> None:
-    for metric in (exact_match, cover_exact_match, f1):
+    for metric in (exact_match, cover_exact_match, cover_exact_match_strict, f1):
         assert metric(prediction, golds) == max(metric(prediction, gold) for gold in golds)
 
 
@@ -186,10 +221,17 @@ def test_a_megabyte_of_anything_can_be_read_and_compared(piece: str) -> None:
     text = piece * (MEGABYTE // len(piece))
 
     answer = extract_answer(text)
-    compared = [metric(text, ["gold"] * 50) for metric in (exact_match, cover_exact_match, f1)]
+    metrics = (exact_match, cover_exact_match, cover_exact_match_strict, f1)
+    compared = [metric(text, ["gold"] * 50) for metric in metrics]
 
     assert answer is None or answer == ""
-    assert compared == [0.0, 0.0, 0.0]
+    assert compared == [0.0, 0.0, 0.0, 0.0]
+
+
+def test_a_gold_that_almost_fits_everywhere_is_looked_for_in_a_megabyte() -> None:
+    almost = "x " * (MEGABYTE // 4)
+
+    assert cover_exact_match_strict(almost * 2, almost[: MEGABYTE // 8] + "y " + almost[: MEGABYTE // 8]) == 0.0
 
 
 def test_a_megabyte_of_different_words_is_compared_with_many_golds() -> None:
