@@ -15,6 +15,8 @@ class Passage(Contract):
     id: str
     title: str
     text: str
+    url: str = ""
+    """Where it was found; empty for corpora without addresses."""
     score: float
     """Higher is better; comparable within one corpus and one kind of index only."""
 

@@ -1,0 +1,67 @@
+"""What answers queries: an index here (`shelf`), or search engines of the web (`web`). Routes know only this seam."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from searcher.contracts.base import Contract
+
+DEFAULT = "default"
+"""The corpus of a request that names none."""
+
+
+class CorpusInfo(Contract):
+    """One name under which `corpus` can be asked."""
+
+    name: str
+    kind: str
+    num_passages: int
+    """0 where nobody knows, as on the web."""
+    index: str
+    """Identifies the build (the sha256 of its manifest), as in every search response."""
+
+
+@dataclass(frozen=True)
+class Ask:
+    """One request: queries that are answered together."""
+
+    queries: Sequence[str]
+    k_Q: Sequence[int]
+    """Passages wanted, per query."""
+    corpus: str = DEFAULT
+    deadline_seconds: float = 25.0
+    """From now. Who cannot be served inside it is refused."""
+    patient: bool = False
+    """Rather wait for room until the deadline than be refused at once."""
+
+
+@dataclass(frozen=True)
+class Found:
+    index: str
+    """What CorpusInfo.index says."""
+    passages_Q: list[list[bytes]]
+    """Per query, best first: contract `Passage` as JSON objects, never empty ones."""
+    rows_Q: Sequence[Sequence[int]]
+    """Per passage a number that R1-Searcher's clients can cut off."""
+
+
+class Backend(Protocol):
+    async def start(self) -> None: ...
+
+    async def close(self) -> None:
+        """Answer what waits, then let go of everything."""
+        ...
+
+    async def check(self) -> None:
+        """Raises NotReady if it could not answer."""
+        ...
+
+    async def search(self, ask: Ask) -> Found:
+        """Raises NotFound, Overloaded, UpstreamUnavailable; nothing found is an empty list. Cancel it to leave."""
+        ...
+
+    def corpora(self) -> list[CorpusInfo]: ...
+
+    async def pages(self, urls: Sequence[str], corpus: str) -> list[bytes | None]:
+        """The whole page at an address as contract `Passage`, or None if there is none."""
+        ...
