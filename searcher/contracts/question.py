@@ -1,5 +1,6 @@
 """trainer -> rollout: a question, how often and how to sample it, and by which rules to score it."""
 
+from enum import StrEnum
 from typing import Any, Self
 
 from pydantic import AliasChoices, Field, field_validator, model_validator
@@ -41,11 +42,22 @@ class Question(Contract):
         ]
 
 
+class SearchMode(StrEnum):
+    MULTI_TURN = "multi-turn"
+    """The policy searches when, for what and as often as it wants: what is trained."""
+    ONCE = "once"
+    """Standard RAG: one search with the question itself, its passages in the prompt, no further search."""
+    NONE = "none"
+    """No search: what the weights know."""
+
+
 class RolloutPlan(Contract):
     """How a trajectory is sampled. The defaults are R1-Searcher's training settings."""
 
     template: Name = "r1-searcher-base"
     """A prompt template by name (`searcher.qa.prompt`)."""
+    search: SearchMode = SearchMode.MULTI_TURN
+    """Other modes are baselines of an evaluation; their prompts come from the same family of templates."""
     temperature: float = Field(default=1.0, ge=0.0, le=2.0)
     """0 is greedy. In training the policy is the distribution at this temperature, for engine and trainer alike."""
     top_p: float = Field(default=1.0, gt=0.0, le=1.0)

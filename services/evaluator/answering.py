@@ -9,6 +9,7 @@ from searcher.contracts.errors import Conflict, SearcherError
 from searcher.contracts.question import Question, RolloutRequest
 from searcher.contracts.report import EvaluatedQuestion
 from searcher.contracts.trajectory import RolloutResponse, Trajectory
+from searcher.qa.answer import cover_exact_match_strict
 from services.evaluator.jobs import Claim
 
 
@@ -57,6 +58,7 @@ def evaluated(trajectory: Trajectory) -> EvaluatedQuestion:
         answer=score.answer,
         em=score.em,
         cover_em=score.cover_em,
+        cover_em_strict=0.0 if score.answer is None else cover_exact_match_strict(score.answer, question.answers),
         f1=score.f1,
         reward=score.total,
         format_ok=score.format_ok,

@@ -27,7 +27,7 @@ from searcher.contracts.report import (
     Report,
 )
 from services.evaluator.settings import EvaluatorSettings
-from services.evaluator.statistics import figures, metrics, summarise, summarise_by_hops
+from services.evaluator.statistics import figures, metrics, system_reports
 
 INDEX, OPEN = "evaluations", "evaluations:open"
 
@@ -303,8 +303,7 @@ class Jobs:
             rules=parts[0].rules,
             created_at=dt.datetime.fromtimestamp(created_ms / 1000, dt.UTC).isoformat(timespec="seconds"),
             seconds=(finished_ms - created_ms) / 1000,
-            overall=summarise(rows),
-            by_hops=summarise_by_hops(rows),
+            systems=system_reports(parts[0].systems, rows),
             questions=rows,
         )
 

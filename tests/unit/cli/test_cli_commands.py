@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from searcher.cli.evaluate import metrics_table
 from searcher.cli.main import app, main
 from searcher.contracts.question import RolloutPlan
-from searcher.contracts.report import Metrics, Report
+from searcher.contracts.report import POLICY, Metrics, Report, SystemReport
 
 HEAVY = ("torch", "transformers", "vllm", "deepspeed", "faiss", "numpy", "httpx", "pydantic", "fastapi", "redis")
 
@@ -196,11 +196,13 @@ def test_the_doctor_names_what_is_missing_and_the_fix(
 
 
 def test_a_report_has_one_column_per_hop_count() -> None:
-    figures = {name: 0.5 for name in Metrics.model_fields if name != "evidence_rate"} | {"num_questions": 4}
+    optional = {name for name, field in Metrics.model_fields.items() if not field.is_required()}
+    figures = dict.fromkeys(Metrics.model_fields.keys() - optional, 0.5) | {"num_questions": 4}
     metrics = Metrics.model_validate(figures)
+    system = SystemReport(system=POLICY, overall=metrics, by_benchmark={}, by_hops={"1": metrics, "2": metrics})
     report = Report(
         id="r", title="r", weights="w", plan=RolloutPlan(), rules="searcher", created_at="now", seconds=1.0,
-        overall=metrics, by_hops={"1": metrics, "2": metrics}, questions=(),
+        systems=(system,), questions=(),
     )  # fmt: skip
 
     table = metrics_table(report)

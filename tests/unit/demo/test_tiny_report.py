@@ -7,13 +7,14 @@ from typing import Any
 
 from demo.report import COLUMNS, ROWS, instructive_pairs, read_metrics, render, smoothed
 from searcher.contracts.question import RolloutPlan
-from searcher.contracts.report import EvaluatedQuestion, Metrics, Report
+from searcher.contracts.report import POLICY, EvaluatedQuestion, Metrics, Report, SystemReport
 from searcher.pages.plots import Colour
 
 METRICS = Metrics(
     num_questions=4,
     em=0,
     cover_em=0,
+    cover_em_strict=0,
     f1=0,
     reward=0,
     search_rate=0,
@@ -33,6 +34,7 @@ def question(question_id: str, *, hops: int, f1: float, num_searches: int, text:
         answer="yes",
         em=f1,
         cover_em=f1,
+        cover_em_strict=f1,
         f1=f1,
         reward=f1,
         format_ok=True,
@@ -54,8 +56,7 @@ def report(*questions: EvaluatedQuestion) -> Report:
         rules="searcher",
         created_at="",
         seconds=1,
-        overall=METRICS,
-        by_hops={},
+        systems=(SystemReport(system=POLICY, overall=METRICS, by_benchmark={}, by_hops={}),),
         questions=questions,
     )
 

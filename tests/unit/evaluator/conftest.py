@@ -18,6 +18,7 @@ def row() -> Callable[..., EvaluatedQuestion]:
             "answer": "yes",
             "em": 1.0,
             "cover_em": 1.0,
+            "cover_em_strict": 1.0,
             "f1": 1.0,
             "reward": 1.0,
             "format_ok": True,

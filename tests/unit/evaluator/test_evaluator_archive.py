@@ -5,13 +5,14 @@ from pathlib import Path
 import pytest
 
 from searcher.contracts.question import RolloutPlan
-from searcher.contracts.report import EvaluationState, Metrics, Report
+from searcher.contracts.report import POLICY, EvaluationState, Metrics, Report, SystemReport
 from services.evaluator.archive import Archive
 
 METRICS = Metrics(
     num_questions=0,
     em=0,
     cover_em=0,
+    cover_em_strict=0,
     f1=0.5,
     reward=0,
     search_rate=0,
@@ -28,8 +29,7 @@ REPORT = Report(
     rules="searcher",
     created_at="2026-01-01T00:00:00+00:00",
     seconds=1.0,
-    overall=METRICS,
-    by_hops={},
+    systems=(SystemReport(system=POLICY, overall=METRICS, by_benchmark={}, by_hops={}),),
     questions=(),
 )
 

@@ -14,7 +14,7 @@ from trainer_toys import group, make_recipe, policy, trajectory
 
 from searcher.contracts.errors import InvalidInput, SearcherError, UpstreamUnavailable
 from searcher.contracts.recipe import Recipe
-from searcher.contracts.report import EvaluationRequest, Metrics, Report
+from searcher.contracts.report import POLICY, EvaluationRequest, Metrics, Report, SystemReport
 from searcher.servicekit import streams
 from services.trainer.checkpoint import CheckpointStore
 from services.trainer.engine import StepReport
@@ -34,6 +34,7 @@ def metrics(f1: float) -> Metrics:
         num_questions=4,
         em=f1,
         cover_em=f1,
+        cover_em_strict=f1,
         f1=f1,
         reward=f1,
         search_rate=1.0,
@@ -53,11 +54,18 @@ class ToyEvaluator:
         self.never = False
 
     async def run(self, request: EvaluationRequest) -> Report:
+        await self.submit(request)
+        return await self.finished(request.id)
+
+    async def submit(self, request: EvaluationRequest) -> None:
         self.asked.append(request)
         if self.instead:
             self.instead()
+
+    async def finished(self, evaluation_id: str) -> Report:
         if self.never:
             await asyncio.Event().wait()
+        (request,) = (asked for asked in self.asked if asked.id == evaluation_id)
         return Report(
             id=request.id,
             title=request.title,
@@ -66,8 +74,14 @@ class ToyEvaluator:
             rules=request.rules,
             created_at="now",
             seconds=1.0,
-            overall=metrics(0.5),
-            by_hops={"1": metrics(0.75), "2": metrics(0.25)},
+            systems=(
+                SystemReport(
+                    system=POLICY,
+                    overall=metrics(0.5),
+                    by_benchmark={},
+                    by_hops={"1": metrics(0.75), "2": metrics(0.25)},
+                ),
+            ),
             questions=(),
         )
 
@@ -75,13 +89,19 @@ class ToyEvaluator:
 class Desk:
     def __init__(self, folder: Path, redis: Redis) -> None:
         self.folder, self.redis = folder, redis
+        self.alongside = False
         (folder / "model").mkdir()
         self.evaluator, self.stop = ToyEvaluator(), asyncio.Event()
         self.run = RunDirectory(folder / "runs" / "toy")
         self.run.create(self.recipe())
 
     def recipe(self) -> Recipe:
-        evaluation = {"questions": str(self.folder / "questions.jsonl"), "every_steps": 2, "num_questions": 4}
+        evaluation = {
+            "questions": str(self.folder / "questions.jsonl"),
+            "every_steps": 2,
+            "num_questions": 4,
+            "alongside": self.alongside,
+        }
         return make_recipe(self.folder, evaluation=evaluation, rollout={"template": "bare", "max_searches": 4})
 
     def office(self, *, evaluator: bool = True, timeout_seconds: float = 60.0) -> Office:
@@ -137,7 +157,7 @@ async def test_figures_of_an_evaluation_are_in_its_steps_line_and_its_report_in_
 
     line = desk.run.last_metrics()
     assert (line["step"], line["eval/f1"], line["eval/f1_1hop"], line["eval/f1_2hop"]) == (2, 0.5, 0.75, 0.25)
-    assert json.loads((desk.run.path / "evaluations" / "step-000002.json").read_text())["overall"]["f1"] == 0.5
+    assert json.loads((desk.run.path / "evaluations" / "step-000002.json").read_text())["systems"][0]["overall"]["f1"] == 0.5
 
 
 async def test_the_evaluation_before_training_has_a_line_of_its_own(desk: Desk) -> None:
@@ -188,6 +208,63 @@ async def test_an_evaluation_that_takes_too_long_is_skipped(desk: Desk) -> None:
     await office.evaluate(2)
 
     assert [event["why"] for event in desk.events("evaluation_skipped")] == ["took too long"]
+
+
+async def settled() -> None:
+    """Let every task that can go on do so."""
+    for _ in range(10):
+        await asyncio.sleep(0)
+
+
+async def test_an_evaluation_alongside_gives_its_figures_to_a_later_line_under_its_own_step(desk: Desk) -> None:
+    desk.alongside = True
+    office = desk.office()
+    await office.publish(WEIGHTS, step=2)
+
+    await office.evaluate(2)
+    office.record(2, BATCH, REPORT, {})
+    await settled()
+    office.record(3, BATCH, REPORT, {})
+
+    first, second = desk.run.metrics()
+    assert "eval/f1" not in first
+    assert (second["step"], second["eval/step"], second["eval/f1"]) == (3, 2, 0.5)
+    (request,) = desk.evaluator.asked
+    assert request.version == office.weights and request.version.name == request.weights
+
+
+async def test_weights_stay_published_until_their_evaluation_alongside_is_there(desk: Desk) -> None:
+    desk.alongside, desk.evaluator.never = True, True
+    office = desk.office()
+    await office.publish(WEIGHTS, step=0)
+    await office.evaluate(0)
+    evaluated = office.weights
+    assert evaluated is not None
+
+    for step in range(1, 6):
+        await office.publish({"w": torch.full((2,), float(step))}, step=step)
+    assert evaluated.name in desk.published()
+
+    await office.evaluations.close()
+
+
+async def test_a_successor_gets_the_evaluation_that_its_predecessor_asked_for(desk: Desk) -> None:
+    desk.alongside, desk.evaluator.never = True, True
+    killed = desk.office()
+    await killed.publish(WEIGHTS, step=2)
+    await killed.evaluate(2)
+    await settled()
+    await killed.evaluations.close()
+
+    desk.evaluator.never = False
+    successor = desk.office()
+    successor.evaluations.resume(2)
+    assert not successor.evaluation_is_due(2)
+    await successor.evaluations.settle()
+
+    assert (desk.run.path / "evaluations" / "step-000002.json").exists()
+    assert len(desk.evaluator.asked) == 1
+    assert successor.evaluations.weights_in_use == frozenset()
 
 
 async def test_a_stop_does_not_wait_for_an_evaluation(desk: Desk) -> None:
