@@ -28,7 +28,7 @@ _VERDICT = re.compile(r"\b(true|false)\b", re.IGNORECASE)
 
 
 class JudgeClient(ServiceClient):
-    """One per process and event loop. Verdicts are remembered; who asks the same at the same time waits for one call."""
+    """One per process and event loop. A verdict is remembered; the same asked twice at the same time is asked once."""
 
     service = "judge"
 
@@ -69,6 +69,7 @@ class JudgeClient(ServiceClient):
             return self._verdicts[prompt]
         if prompt not in self._asking:
             self._asking[prompt] = asyncio.create_task(self._remembered(prompt))
+            self._asking[prompt].add_done_callback(_nobody_may_wait_for_it)
         return await asyncio.shield(self._asking[prompt])  # one caller giving up must not fail the others
 
     async def _remembered(self, prompt: str) -> bool:
@@ -115,8 +116,14 @@ class JudgeClient(ServiceClient):
         super().raise_for_status(response)
 
 
+def _nobody_may_wait_for_it(task: asyncio.Task[bool]) -> None:
+    """Its callers may all have given up; asyncio complains about errors that nobody looked at."""
+    if not task.cancelled():
+        task.exception()
+
+
 def judge_prompt(question: str, golds: Golds, prediction: str) -> str:
-    """Booleans are yes and no, as published. Several golds, of which the published script knows none, join with "or"."""
+    """Booleans are yes and no, as published. Several golds, which the published script does not know, join by "or"."""
     several = [golds] if isinstance(golds, str | bool) else golds
     reference = " or ".join({"True": "yes", "False": "no"}.get(str(gold), str(gold)) for gold in several)
     texts = {"question": question, "reference": reference, "prediction": prediction}
@@ -124,7 +131,7 @@ def judge_prompt(question: str, golds: Golds, prediction: str) -> str:
 
 
 def read_verdict(reply: object) -> bool:
-    """The one of True and False that the reply says, after its reasoning. Raises UpstreamUnavailable for both or none."""
+    """Which of True and False the reply says, after its reasoning. Raises UpstreamUnavailable for both and for none."""
     said = reply.rpartition("</think>")[2] if isinstance(reply, str) else ""
     words = {word.lower() for word in _VERDICT.findall(said)}
     if len(words) != 1:

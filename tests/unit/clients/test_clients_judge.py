@@ -76,11 +76,8 @@ def test_a_reply_says_true_or_false(reply: str, verdict: bool) -> None:
     assert read_verdict(reply) is verdict
 
 
-@pytest.mark.parametrize("reply", ["", "Yes", "True or False?", "untrue", "<think>True", None, 1])
+@pytest.mark.parametrize("reply", ["", "Yes", "True or False?", "untrue", "<think>True</think>", None, 1])
 def test_a_reply_that_says_neither_is_no_verdict(reply: object) -> None:
-    if reply == "<think>True":  # the reasoning was cut off, but what is there is all that was said
-        assert read_verdict(reply) is True
-        return
     with pytest.raises(UpstreamUnavailable, match="neither True nor False"):
         read_verdict(reply)
 
