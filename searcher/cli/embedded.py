@@ -45,6 +45,8 @@ from searcher.servicekit.settings import SharedSettings
 
 REDIS_PORT, RETRIEVER_PORT, REWARD_PORT, ROLLOUT_PORT = 6379, 8001, 8002, 8003
 TRAINER_PORT, EVALUATOR_PORT, FIRST_ENGINE_PORT = 8004, 8005, 8010
+VERSIONS_ROLLOUT_PORT, VERSIONS_ENGINE_PORT = 8006, 8009
+"""Of the rollout service and the engine that evaluate given versions while training goes on."""
 POLL_SECONDS = 0.25
 PROBE_SECONDS = 2.0
 START_SECONDS = 600.0
@@ -185,6 +187,10 @@ class Deployment:
     def engine_urls(self) -> tuple[str, ...]:
         return tuple(self.url(FIRST_ENGINE_PORT + replica) for replica in range(self.recipe.engine.replicas))
 
+    @property
+    def evaluates_alongside(self) -> bool:
+        return self.recipe.evaluation is not None and self.recipe.evaluation.alongside
+
     # --- who asks -----------------------------------------------------------------------------------------------------
 
     def retriever(self) -> RetrieverClient:
@@ -209,22 +215,18 @@ class Deployment:
             "EVALUATOR_DATA_DIR": str(self.evaluations_dir),
             **_threads(1),
         }
+        if self.evaluates_alongside:
+            evaluator_environment["EVALUATOR_VERSIONS_ROLLOUT_URL"] = self.url(VERSIONS_ROLLOUT_PORT)
         return (
             self._redis(),
             self._service("retriever", RETRIEVER_PORT, {"RETRIEVER_INDEX_DIR": str(self.index_dir)}, threads=2),
             self._service("reward", REWARD_PORT, {}, threads=1),
-            *(self._engine(replica) for replica in range(self.recipe.engine.replicas)),
-            self._service(
-                "rollout",
-                ROLLOUT_PORT,
-                {
-                    "ROLLOUT_ENGINES": ",".join(self.engine_urls),
-                    "ROLLOUT_MODEL_DIR": self.recipe.model.path,
-                    "ROLLOUT_RETRIEVER_URL": self.url(RETRIEVER_PORT),
-                    "ROLLOUT_REWARD_URL": self.url(REWARD_PORT),
-                },
-                threads=1,
+            *(
+                self._engine(f"engine-{replica}", FIRST_ENGINE_PORT + replica)
+                for replica in range(self.recipe.engine.replicas)
             ),
+            self._rollout("rollout", ROLLOUT_PORT, self.engine_urls),
+            *(self._for_versions() if self.evaluates_alongside else ()),
             self._service("evaluator", EVALUATOR_PORT, evaluator_environment, threads=1),
             Program(
                 "evaluator-worker",
@@ -260,11 +262,41 @@ class Deployment:
         command = (str(get_binary_path()), *(word for key, value in options.items() for word in (f"--{key}", value)))
         return Program("redis", command, port=REDIS_PORT + self.port_offset)
 
+    def _rollout(self, name: str, port: int, engine_urls: Sequence[str], **environment: str) -> Program:
+        return self._service(
+            "rollout",
+            port,
+            {
+                "ROLLOUT_ENGINES": ",".join(engine_urls),
+                "ROLLOUT_MODEL_DIR": self.recipe.model.path,
+                "ROLLOUT_RETRIEVER_URL": self.url(RETRIEVER_PORT),
+                "ROLLOUT_REWARD_URL": self.url(REWARD_PORT),
+                **environment,
+            },
+            threads=1,
+            program=name,
+        )
+
+    def _for_versions(self) -> tuple[Program, ...]:
+        """What evaluates given versions while training goes on."""
+        url = self.url(VERSIONS_ENGINE_PORT)
+        return (
+            self._engine("engine-evaluation", VERSIONS_ENGINE_PORT),
+            self._rollout("rollout-evaluation", VERSIONS_ROLLOUT_PORT, [url], ROLLOUT_PURPOSE="evaluation"),
+        )
+
     def _service(
-        self, name: str, port: int, environment: dict[str, str], *, threads: int, stop_seconds: int = 15
+        self,
+        name: str,
+        port: int,
+        environment: dict[str, str],
+        *,
+        threads: int,
+        stop_seconds: int = 15,
+        program: str | None = None,
     ) -> Program:
         return Program(
-            name,
+            program or name,
             (sys.executable, "-m", f"services.{name}"),
             {
                 f"{name.upper()}_PORT": str(port + self.port_offset),
@@ -277,9 +309,9 @@ class Deployment:
             stop_seconds=stop_seconds,
         )
 
-    def _engine(self, replica: int) -> Program:
+    def _engine(self, name: str, base_port: int) -> Program:
         model, engine, trainer = self.recipe.model, self.recipe.engine, self.recipe.trainer
-        port = FIRST_ENGINE_PORT + replica + self.port_offset
+        port = base_port + self.port_offset
         environment = {
             "ENGINE_MODEL_DIR": model.path,
             "ENGINE_DTYPE": model.dtype,
@@ -294,7 +326,7 @@ class Deployment:
         if engine.kv_cache_gib is not None:
             environment["ENGINE_KV_CACHE_GIB"] = str(engine.kv_cache_gib)
         return Program(
-            f"engine-{replica}",
+            name,
             (str(self.engine_python), "-m", "services.rollout.engine"),
             environment | _threads(1),
             port=port,

@@ -31,12 +31,23 @@ class EvaluatorClient(ServiceClient):
         on_progress: Callable[[EvaluationStatus], None] = lambda status: None,
     ) -> Report:
         """Submit, wait and fetch. Raises SearcherError with the evaluator's reason if the evaluation fails."""
-        status = await self.submit(request)
+        on_progress(await self.submit(request))
+        return await self.finished(request.id, poll_seconds=poll_seconds, on_progress=on_progress)
+
+    async def finished(
+        self,
+        evaluation_id: str,
+        *,
+        poll_seconds: float = 0.25,
+        on_progress: Callable[[EvaluationStatus], None] = lambda status: None,
+    ) -> Report:
+        """Wait for an evaluation that was submitted, and fetch its report. Raises as `run` does."""
+        status = await self.status(evaluation_id)
         while status.state in (EvaluationState.QUEUED, EvaluationState.RUNNING):
             on_progress(status)
             await asyncio.sleep(poll_seconds)
-            status = await self.status(request.id)
+            status = await self.status(evaluation_id)
         on_progress(status)
         if status.state is EvaluationState.FAILED:
-            raise SearcherError(f"evaluation {request.id} failed: {status.error}")
-        return await self.report(request.id)
+            raise SearcherError(f"evaluation {evaluation_id} failed: {status.error}")
+        return await self.report(evaluation_id)

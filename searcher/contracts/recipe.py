@@ -105,6 +105,8 @@ class EvaluationRecipe(Contract):
     every_steps: PositiveInt = 20
     num_questions: PositiveInt = 128
     """A fixed sample, balanced over hop counts where the data names them."""
+    alongside: bool = False
+    """Evaluate with engines of their own and go on training meanwhile; figures then come some steps later."""
 
 
 class EngineRecipe(Contract):

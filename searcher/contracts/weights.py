@@ -1,10 +1,14 @@
 """trainer -> engines: an immutable version of the policy's weights."""
 
 from enum import StrEnum
+from typing import Literal
 
 from pydantic import Field
 
 from searcher.contracts.base import Contract, Name
+
+Purpose = Literal["training", "evaluation"]
+"""What engines are there for. Those of evaluation hold the version that is evaluated, whatever training does."""
 
 
 class WeightVersion(Contract):

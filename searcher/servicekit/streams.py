@@ -17,11 +17,12 @@ from redis.exceptions import ResponseError
 
 from searcher.contracts.experience import ScoredGroup, pack_group, unpack_group
 from searcher.contracts.question import QuestionTask
-from searcher.contracts.weights import WeightVersion
+from searcher.contracts.weights import Purpose, WeightVersion
 
 GROUP = "rollout"
 ACTIVE_RUNS = "runs:active"
-WANTED_WEIGHTS = "weights:wanted"
+WANTED_WEIGHTS = {"training": "weights:wanted", "evaluation": "weights:wanted:evaluation"}
+"""By purpose: engines that evaluate one version keep it while those of training go on to the next."""
 GIVEN_BACK_MS = 24 * 3600 * 1000
 """Idle time of a lease that was given back: longer than any lease."""
 
@@ -159,14 +160,14 @@ async def forget(redis: Redis, run_id: str) -> None:
     await deactivate(redis, run_id)
 
 
-async def announce_weights(redis: Redis, version: WeightVersion) -> None:
-    """From now on engines shall hold `version`. Level-triggered: rollout compares, whenever it looks."""
-    await redis.set(WANTED_WEIGHTS, version.model_dump_json())
+async def announce_weights(redis: Redis, version: WeightVersion, *, purpose: Purpose = "training") -> None:
+    """From now on engines of that purpose shall hold `version`. Level-triggered: rollout compares when it looks."""
+    await redis.set(WANTED_WEIGHTS[purpose], version.model_dump_json())
 
 
-async def wanted_weights(redis: Redis) -> WeightVersion | None:
-    """None until a run has published: engines keep the model they were started with."""
-    value = await redis.get(WANTED_WEIGHTS)
+async def wanted_weights(redis: Redis, *, purpose: Purpose = "training") -> WeightVersion | None:
+    """None until somebody has announced some: engines keep the model they were started with."""
+    value = await redis.get(WANTED_WEIGHTS[purpose])
     return None if value is None else WeightVersion.model_validate_json(value)
 
 

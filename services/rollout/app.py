@@ -92,12 +92,13 @@ def create_app(settings: RolloutSettings) -> FastAPI:
             engines = Engines(
                 clients,
                 redis,
+                purpose=settings.purpose,
                 reconcile_seconds=settings.reconcile_seconds,
                 outage_seconds=settings.outage_seconds,
             )
             sampler = Sampler(engines, codec, retriever)
             await stack.enter_async_context(running(engines.run()))
-            if settings.worker:
+            if settings.worker and settings.purpose == "training":
                 worker = Worker(
                     redis,
                     sampler,

@@ -17,7 +17,7 @@ from redis.exceptions import RedisError
 
 from searcher.clients.engine import EngineClient, PromptTooLong, Sampled, Sampling
 from searcher.contracts.errors import Conflict, SearcherError, UpstreamUnavailable
-from searcher.contracts.weights import EngineState, EngineStatus, WeightsStatus, WeightVersion
+from searcher.contracts.weights import EngineState, EngineStatus, Purpose, WeightsStatus, WeightVersion
 from searcher.servicekit.streams import wanted_weights
 from services.rollout import metrics
 from services.rollout.tasks import running, was_cancelled
@@ -62,11 +62,12 @@ class Engines:
         clients: Sequence[EngineClient],
         redis: Redis,
         *,
+        purpose: Purpose = "training",
         reconcile_seconds: float = 0.2,
         outage_seconds: float = 300.0,
     ) -> None:
         self.engines = [Engine(client) for client in clients]
-        self.redis = redis
+        self.redis, self.purpose = redis, purpose
         self.reconcile_seconds, self.outage_seconds = reconcile_seconds, outage_seconds
         self.wanted: WeightVersion | None = None
         self._knows_wanted = False
@@ -139,7 +140,7 @@ class Engines:
     async def refresh(self) -> None:
         """Read the wanted weights; without Redis, the last known ones stay wanted."""
         try:
-            wanted = await wanted_weights(self.redis)
+            wanted = await wanted_weights(self.redis, purpose=self.purpose)
         except (RedisError, OSError) as error:
             if self._knows_wanted:
                 return

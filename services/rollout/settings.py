@@ -5,6 +5,7 @@ from pathlib import Path
 from pydantic import Field, field_validator
 from pydantic_settings import SettingsConfigDict
 
+from searcher.contracts.weights import Purpose
 from searcher.servicekit.settings import ServiceSettings
 
 
@@ -34,6 +35,8 @@ class RolloutSettings(ServiceSettings):
     """How long a turn waits for an engine before its trajectory is dropped. Longer than an engine's start."""
     reconcile_seconds: float = Field(default=0.2, gt=0.0)
     """How often wanted weights are compared with what each engine holds."""
+    purpose: Purpose = "training"
+    """Whose weights its engines follow. An evaluation's are announced by the evaluator, and no run asks it anything."""
     worker: bool = True
     """Take questions of training runs. False: serve the HTTP routes only."""
     max_concurrent_questions: int = Field(default=64, ge=1)

@@ -22,5 +22,7 @@ def evaluation_request(recipe: Recipe, weights: WeightVersion, questions: Sequen
         rules=recipe.stages[-1].rules,
         weights=weights.name,
     )
+    if recipe.evaluation is not None and recipe.evaluation.alongside:
+        unnamed = unnamed.model_copy(update={"version": weights})
     content = hashlib.sha256(unnamed.model_dump_json().encode()).hexdigest()
     return unnamed.model_copy(update={"id": f"{weights.run_id}-{weights.step:06d}-{content[:8]}"})

@@ -13,11 +13,10 @@ from redis.exceptions import RedisError
 from torch import Tensor
 
 from searcher.clients.evaluator import EvaluatorClient
-from searcher.contracts.errors import InvalidInput, SearcherError
+from searcher.contracts.errors import InvalidInput
 from searcher.contracts.experience import ScoredGroup
 from searcher.contracts.question import Question
 from searcher.contracts.recipe import Recipe
-from searcher.contracts.report import EvaluationRequest, Report
 from searcher.contracts.weights import WeightVersion
 from searcher.recipes import balanced_sample, load_questions
 from searcher.servicekit import streams
@@ -26,11 +25,9 @@ from services.trainer.checkpoint import CheckpointStore, Found
 from services.trainer.collect import Collector, StopRequested, outlast
 from services.trainer.curriculum import Curriculum
 from services.trainer.engine import StepReport
-from services.trainer.evaluate import evaluation_request
+from services.trainer.evaluations import Evaluations
 from services.trainer.figures import (
-    Figures,
     batch_figures,
-    evaluation_figures,
     format_rate,
     num_tokens,
     report_figures,
@@ -54,10 +51,17 @@ class Office:
         stop: asyncio.Event,
     ) -> None:
         self.directory, self.recipe, self.settings = directory, recipe, settings
-        self.redis, self.evaluator, self.stop = redis, evaluator, stop
+        self.redis, self.stop = redis, stop
         run_id = directory.run_id
         self.curriculum = Curriculum(recipe, stage_questions(recipe), run_id)
-        self.evaluation_questions = evaluation_questions(recipe)
+        self.evaluations = Evaluations(
+            directory,
+            recipe,
+            evaluation_questions(recipe),
+            evaluator,
+            timeout_seconds=settings.evaluation_timeout_seconds,
+            stop=stop,
+        )
         self.questions = QuestionStream(redis, run_id)
         self.experience = ExperienceStream(redis, run_id)
         self.collector = Collector(self.curriculum, self.questions, self.experience, stop, on_silence=self._announce)
@@ -70,7 +74,6 @@ class Office:
         self.tensorboard = TensorBoard(directory.path / "tensorboard")
         self.weights: WeightVersion | None = None
         self._stage = ""
-        self._evaluated: Figures = {}
 
     # -- checkpoints ---------------------------------------------------------------------------------------------------
 
@@ -96,6 +99,7 @@ class Office:
         self.curriculum.restore(found.state["curriculum"])
         self.collector.cursor = found.state["position"]
         self.directory.forget_after(found.step)
+        self.evaluations.resume(found.step)
         self.directory.event("resumed", step=found.step)
 
     def state(self) -> dict[str, Any]:
@@ -123,7 +127,7 @@ class Office:
             await self.collector.ask(self.weights, up_to_batch=step + self.recipe.max_staleness)
         except StopRequested:  # Redis is away and somebody wants to stop: collect() will end the run
             return
-        self.publisher.prune(self.weights)
+        self.publisher.prune(self.weights, in_use=self.evaluations.weights_in_use)
 
     async def collect(self, batch: int) -> list[ScoredGroup] | None:
         """None when the curriculum has no such batch."""
@@ -154,7 +158,7 @@ class Office:
             "trajectories_per_second": trained / max(busy_seconds, 1e-9),
             "num_tokens": num_tokens(groups),
             **{f"dropped/{reason}": float(count) for reason, count in self.collector.take_dropped().items()},
-            **self._evaluated,
+            **self.evaluations.take(),
         }
         self._write_line(step, figures)
 
@@ -166,40 +170,15 @@ class Office:
         if evaluation is None or self.stop.is_set():
             return False
         is_last = not self.curriculum.has(step)
-        return (step % evaluation.every_steps == 0 or is_last) and not self._has_line(step)
+        is_known = self._has_line(step) or self.evaluations.has(step)
+        return (step % evaluation.every_steps == 0 or is_last) and not is_known
 
     async def evaluate(self, step: int) -> None:
-        """Ask the evaluator about the newest weights. Its outage costs the figures, never the run."""
+        """Ask the evaluator about the newest weights."""
         assert self.weights is not None
-        if self.evaluator is None:
-            self.directory.event("evaluation_skipped", step=step, why="TRAINER_EVALUATOR_URL is not set")
-            return
-        request = evaluation_request(self.recipe, self.weights, self.evaluation_questions)
-        try:
-            async with asyncio.timeout(self.settings.evaluation_timeout_seconds):
-                report = await self._unless_stopped(request)
-        except (SearcherError, TimeoutError) as error:
-            self.directory.event("evaluation_skipped", step=step, why=str(error) or "took too long")
-            return
-        if report is not None:
-            folder = self.directory.path / "evaluations"
-            folder.mkdir(exist_ok=True)
-            (folder / f"step-{step:06d}.json").write_text(report.model_dump_json(indent=1))
-            self._evaluated = evaluation_figures(report)
-            self.directory.event("evaluated", step=step, **self._evaluated)
-            if step == 0:  # there is no training step to share a line with
-                self._write_line(0, self._evaluated)
-
-    async def _unless_stopped(self, request: EvaluationRequest) -> Report | None:
-        assert self.evaluator is not None
-        evaluating = asyncio.ensure_future(self.evaluator.run(request))
-        stopping = asyncio.ensure_future(self.stop.wait())
-        try:
-            await asyncio.wait({evaluating, stopping}, return_when=asyncio.FIRST_COMPLETED)
-            return evaluating.result() if evaluating.done() else None
-        finally:
-            evaluating.cancel()
-            stopping.cancel()
+        await self.evaluations.evaluate(step, self.weights)
+        if step == 0 and (figures := self.evaluations.take()):  # there is no training step to share a line with
+            self._write_line(0, figures)
 
     # -- the end -------------------------------------------------------------------------------------------------------
 
@@ -215,6 +194,8 @@ class Office:
 
     async def close(self, outcome: Outcome) -> None:
         """Workers shall look elsewhere; a stopped run keeps its streams."""
+        await self.evaluations.settle()
+        await self.evaluations.close()
         forget = streams.forget if outcome is Outcome.DONE else streams.deactivate
         try:
             await forget(self.redis, self.directory.run_id)
@@ -238,7 +219,6 @@ class Office:
         line = {name: round(value, 8) for name, value in figures.items()}
         self.directory.write_metrics({"step": step, "stage": self._stage, **line})
         self.tensorboard.write(step, line)
-        self._evaluated = {}
 
     def _write_trajectories(self, step: int, groups: Sequence[ScoredGroup]) -> None:
         folder = self.directory.path / "trajectories"

@@ -6,7 +6,7 @@ A version is a folder that appears by one rename and is never written again; its
 import hashlib
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from torch import Tensor
@@ -38,9 +38,12 @@ class Publisher:
             sync_directory(self.directory)
         return version.model_copy(update={"location": self._location(version, final / FILE)})
 
-    def prune(self, current: WeightVersion) -> None:
-        """Keep the newest versions up to the current one; later ones were published before a crash and are void."""
-        steps = {path: step_of(path.name) for path in self._versions()}
+    def prune(self, current: WeightVersion, *, in_use: Collection[str] = ()) -> None:
+        """Keep the newest versions up to the current one, and those in use by name.
+
+        Later ones were published before a crash and are void.
+        """
+        steps = {path: step_of(path.name) for path in self._versions() if path.name not in in_use}
         older = sorted((path for path, step in steps.items() if step < current.step), key=lambda path: steps[path])
         stale = [path for path, step in steps.items() if step >= current.step and path.name != current.name]
         for path in older[: max(0, len(older) - (self.keep - 1))] + stale:

@@ -157,7 +157,8 @@ async def test_figures_of_an_evaluation_are_in_its_steps_line_and_its_report_in_
 
     line = desk.run.last_metrics()
     assert (line["step"], line["eval/f1"], line["eval/f1_1hop"], line["eval/f1_2hop"]) == (2, 0.5, 0.75, 0.25)
-    assert json.loads((desk.run.path / "evaluations" / "step-000002.json").read_text())["systems"][0]["overall"]["f1"] == 0.5
+    report = json.loads((desk.run.path / "evaluations" / "step-000002.json").read_text())
+    assert report["systems"][0]["overall"]["f1"] == 0.5
 
 
 async def test_the_evaluation_before_training_has_a_line_of_its_own(desk: Desk) -> None:
