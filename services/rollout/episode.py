@@ -1,4 +1,4 @@
-"""One trajectory: think, search, read, think again, answer.
+"""One trajectory: think, search, read, think again, answer. Or less of it, for the baselines of an evaluation.
 
 Nothing here knows about HTTP, Redis or metrics: tests run it with a toy policy and two passages. Routing between
 engines is in engines.py, what is done with trajectories in worker.py and app.py.
@@ -9,7 +9,7 @@ from collections.abc import AsyncGenerator, Sequence
 from typing import Protocol
 
 from searcher.clients.engine import Sampled, Sampling
-from searcher.contracts.question import Question, RolloutPlan
+from searcher.contracts.question import Question, RolloutPlan, SearchMode
 from searcher.contracts.search import Passage
 from searcher.contracts.trajectory import AskEvent, AskEventKind, Search, StopReason, Trajectory
 from searcher.qa.answer import extract_answer
@@ -33,8 +33,14 @@ async def episode(
     Raises InvalidInput for a plan that does not fit the model, UpstreamUnavailable when a service stays away: an
     episode that is cut short by an outage has no trajectory.
     """
-    prompt = codec.prompt(plan.template, question.question)
-    ledger, searches = Ledger(prompt.ids), list[Search]()
+    prompt, searches = codec.prompt(plan.template, question.question, search=plan.search), list[Search]()
+    if plan.search is SearchMode.ONCE:
+        # Standard RAG: the policy did not ask for these documents, so they are part of what it is asked.
+        searches.append(await _searched(retriever, question.question, question, plan))
+        documents = codec.documents(searches[-1].passages, max_tokens=plan.max_document_tokens)
+        prompt = prompt + documents
+        yield AskEvent(kind=AskEventKind.SEARCH, text=documents.text, search=searches[-1])
+    ledger = Ledger(prompt.ids)
     while True:
         turn = await _think(policy, ledger, plan, seed=_seed(plan, question, sample, turn=len(searches)))
         if turn is None:
@@ -47,15 +53,13 @@ async def episode(
         if ending := _ending(turn, text, plan, num_searches=len(searches)):
             stop = ending
             break
-        query = (asked_query(text) or "")[:MAX_QUERY_CHARACTERS]
-        (passages,) = await retriever.search([query], k=plan.documents_per_search, corpus=question.corpus)
-
-        documents = codec.documents(passages, max_tokens=plan.max_document_tokens)
+        search = await _searched(retriever, asked_query(text) or "", question, plan)
+        documents = codec.documents(search.passages, max_tokens=plan.max_document_tokens)
         if len(ledger.context_ids) + len(documents.ids) >= plan.max_context_tokens:
             stop = StopReason.OUT_OF_TOKENS  # no room to read and answer: the policy never sees them
             break
         ledger.was_given(documents)
-        searches.append(Search(query=query, passages=passages))
+        searches.append(search)
         yield AskEvent(kind=AskEventKind.SEARCH, text=documents.text, search=searches[-1])
 
     trajectory = Trajectory(
@@ -70,6 +74,12 @@ async def episode(
     yield AskEvent(kind=AskEventKind.DONE, answer=extract_answer(trajectory.text), trajectory=trajectory)
 
 
+async def _searched(retriever: Retriever, query: str, question: Question, plan: RolloutPlan) -> Search:
+    query = query[:MAX_QUERY_CHARACTERS]
+    (passages,) = await retriever.search([query], k=plan.documents_per_search, corpus=question.corpus)
+    return Search(query=query, passages=passages)
+
+
 async def _think(policy: Policy, ledger: Ledger, plan: RolloutPlan, *, seed: int | None) -> Sampled | None:
     """The next turn; None where the context has no room for one."""
     room = plan.max_context_tokens - len(ledger.context_ids)
@@ -79,10 +89,16 @@ async def _think(policy: Policy, ledger: Ledger, plan: RolloutPlan, *, seed: int
         max_tokens=min(plan.max_tokens_per_turn, room),
         temperature=plan.temperature,
         top_p=plan.top_p,
-        stop=(QUERY_CLOSE, ANSWER_CLOSE) if plan.stop_at_answer else (QUERY_CLOSE,),
+        stop=_stops(plan),
         seed=seed,
     )
     return await policy.sample(ledger.context_ids, sampling)
+
+
+def _stops(plan: RolloutPlan) -> tuple[str, ...]:
+    """Nobody answers a baseline's query, so it is not interrupted at one: it may still come to an answer."""
+    asking = (QUERY_CLOSE,) if plan.search is SearchMode.MULTI_TURN else ()
+    return (*asking, ANSWER_CLOSE) if plan.stop_at_answer else asking
 
 
 def _ending(turn: Sampled, text: str, plan: RolloutPlan, *, num_searches: int) -> StopReason | None:

@@ -10,6 +10,7 @@ from typing import Any, Protocol, Self
 
 from searcher.clients.engine import Sampled, Sampling
 from searcher.contracts.errors import InvalidInput
+from searcher.contracts.question import SearchMode
 from searcher.contracts.search import Passage
 from searcher.qa.prompt import base_prompt, chat_messages, template_named
 from searcher.qa.tags import DOCUMENTS_CLOSE, THINK_OPEN, document_block
@@ -26,6 +27,9 @@ class Tokens:
 
     text: str
     ids: list[int]
+
+    def __add__(self, other: "Tokens") -> "Tokens":
+        return Tokens(self.text + other.text, self.ids + other.ids)
 
 
 class Codec:
@@ -44,9 +48,9 @@ class Codec:
         except (OSError, ValueError) as error:
             raise InvalidInput(f"ROLLOUT_MODEL_DIR: {model_dir} holds no tokenizer: {error}") from error
 
-    def prompt(self, template_name: str, question: str) -> Tokens:
+    def prompt(self, template_name: str, question: str, *, search: SearchMode = SearchMode.MULTI_TURN) -> Tokens:
         """Everything up to and with the pre-filled `<think>`. Raises InvalidInput for a template that does not fit."""
-        template = template_named(template_name)
+        template = template_named(template_name, search)
         if not template.chat:
             text = base_prompt(template, question)
             return Tokens(text, self.tokenizer.encode(text, add_special_tokens=True))

@@ -3,9 +3,10 @@
 import pytest
 
 from searcher.contracts.errors import InvalidInput
+from searcher.contracts.question import SearchMode
 from searcher.qa.answer import extract_answer
 from searcher.qa.prompt import TEMPLATES, base_prompt, chat_messages, template_named
-from searcher.qa.tags import asked_query
+from searcher.qa.tags import DOCUMENTS_OPEN, QUERY_OPEN, asked_query
 
 BASE = (
     "The User asks a question, and the Assistant solves it.\n"
@@ -82,4 +83,37 @@ def test_an_example_is_an_earlier_exchange_in_the_protocol_of_a_good_response() 
     assert question["content"] == "Who?"
     first_turn = answered["content"].partition("\n\n<|begin_of_documents|>")[0]
     assert asked_query(first_turn) == "Edvard Munch birthplace"
+    assert extract_answer(answered["content"]) == "Norway"
+
+
+def all_text(name: str, search: SearchMode) -> str:
+    template = template_named(name, search)
+    if not template.chat:
+        return base_prompt(template, "Who?")
+    return "\n".join(message["content"] for message in chat_messages(template, "Who?"))
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_a_baseline_is_not_told_that_it_may_search(name: str) -> None:
+    assert QUERY_OPEN not in all_text(name, SearchMode.NONE)
+    assert QUERY_OPEN not in all_text(name, SearchMode.ONCE)
+    assert DOCUMENTS_OPEN not in all_text(name, SearchMode.NONE)
+
+
+@pytest.mark.parametrize("name", [name for name in TEMPLATES if name != "bare"])
+def test_a_baseline_that_searched_once_is_told_what_the_documents_are(name: str) -> None:
+    assert DOCUMENTS_OPEN in all_text(name, SearchMode.ONCE)
+
+
+@pytest.mark.parametrize("search", SearchMode)
+def test_every_counterpart_asks_in_the_same_frame(search: SearchMode) -> None:
+    base = all_text("r1-searcher-base", search)
+    opening = BASE.partition("During the thinking process")[0]
+    _, asked, answered, question = chat_messages(template_named("r1-searcher-chat-one-shot", search), "Who?")
+
+    assert base.startswith(opening)
+    assert base.endswith("\nUser:Who?\nAssistant: <think>")
+    assert all_text("bare", search) == "User:Who?\nAssistant: <think>"
+    assert (asked["role"], question["content"]) == ("user", "Who?")
+    assert answered["content"].startswith("<think>")
     assert extract_answer(answered["content"]) == "Norway"

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from rollout_toys import ANSWERS, ASKS, BOS, EOS, PASSAGES, PLAN, QUESTION, ToyPolicy, ToyRetriever, ToyTokenizer
 
 from searcher.contracts.errors import InvalidInput, UpstreamUnavailable
-from searcher.contracts.question import RolloutPlan
+from searcher.contracts.question import RolloutPlan, SearchMode
 from searcher.contracts.search import Passage
 from searcher.contracts.trajectory import AskEvent, AskEventKind, Source, StopReason, Trajectory
 from searcher.qa.tags import TAGS, document_block
@@ -178,6 +178,52 @@ async def test_without_a_seed_sampling_is_free() -> None:
     _, policy = await play([ANSWERS])
 
     assert policy.samplings[0].seed is None
+
+
+ONCE = PLAN.model_copy(update={"search": SearchMode.ONCE, "stop_at_answer": True})
+NONE = PLAN.model_copy(update={"search": SearchMode.NONE, "stop_at_answer": True})
+
+
+async def test_a_baseline_that_searches_once_reads_before_it_thinks() -> None:
+    retriever = ToyRetriever()
+    trajectory, policy = await play([ANSWERS], ONCE, retriever=retriever)
+
+    assert retriever.queries == ["Where was Ada born?"]
+    assert trajectory.prompt_text == "User:Where was Ada born?\nAssistant: <think>" + document_block(PASSAGES)
+    assert policy.contexts == [[BOS, *map(ord, trajectory.prompt_text)]]
+    assert [search.passages for search in trajectory.searches] == [PASSAGES]
+    assert [segment.source for segment in trajectory.segments] == [Source.POLICY]
+
+
+async def test_a_baseline_without_search_asks_nobody() -> None:
+    retriever = ToyRetriever(failures=[AssertionError("was asked")])
+    trajectory, policy = await play([ANSWERS], NONE, retriever=retriever)
+
+    assert trajectory.prompt_text == "User:Where was Ada born?\nAssistant: <think>"
+    assert trajectory.searches == ()
+    assert policy.contexts == [list(trajectory.prompt_ids)]
+
+
+@pytest.mark.parametrize("plan", [ONCE, NONE])
+async def test_a_baselines_query_is_text_that_nobody_answers(plan: RolloutPlan) -> None:
+    retriever = ToyRetriever()
+    trajectory, policy = await play([f"{ASKS} Nothing comes. {ANSWERS} and more"], plan, retriever=retriever)
+
+    assert len(policy.contexts) == 1
+    assert len(retriever.queries) == len(trajectory.searches) == (plan is ONCE)
+    assert trajectory.stop_reason is StopReason.ANSWERED
+    assert trajectory.text == f"{ASKS} Nothing comes. {ANSWERS}"
+
+
+async def test_an_outage_ends_a_baseline_without_a_trajectory() -> None:
+    with pytest.raises(UpstreamUnavailable):
+        await play([ANSWERS], ONCE, retriever=ToyRetriever(failures=[UpstreamUnavailable("retriever is away")]))
+
+
+async def test_a_baseline_tells_what_it_read_first() -> None:
+    events = await events_of(ToyPolicy([ANSWERS]), ONCE)
+
+    assert [event.kind for event in events] == [AskEventKind.SEARCH, AskEventKind.THINK, AskEventKind.DONE]
 
 
 words = st.lists(st.sampled_from([*TAGS, "a", " ", "\n", '"', "Ada"]), max_size=12).map("".join)
