@@ -11,7 +11,8 @@ import hashlib
 import json
 import mmap
 import re
-from array import array
+import struct
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +25,13 @@ from searcher.contracts.errors import InvalidInput
 
 Progress = Callable[[str, int, int], None]
 """Called with (stage, done, total); `total` is constant within a stage."""
+BadLine = Callable[[str], None]
+"""Called with file, line number and what is wrong there."""
+Fields = tuple[str, str, str]
+"""id, title, text."""
 
+_INT64 = struct.Struct("<q")
+_HASHES_AT_ONCE = 1_000_000
 PASSAGES_FILE, OFFSETS_FILE = "passages.jsonl", "offsets.npy"
 _LINE_BREAKS_OR_TABS = re.compile(r"[\t\n\r\v\f\x1c-\x1e\x85\u2028\u2029]")
 
@@ -48,10 +55,16 @@ def searchable_text(title: str, text: str) -> str:
 # Reading sources
 
 
-def read_passages(source: Path, *, on_progress: Progress = lambda stage, done, total: None) -> Iterator[SourcePassage]:
+def read_passages(
+    source: Path,
+    *,
+    on_progress: Progress = lambda stage, done, total: None,
+    on_bad_line: BadLine | None = None,
+) -> Iterator[SourcePassage]:
     """Passages in the order of the file. Blank lines are skipped.
 
-    Raises InvalidInput with file and line for anything that is not a passage.
+    Raises InvalidInput with file and line for anything that is not a passage; where `on_bad_line` is given, it gets
+    that message and the line is passed over. A file that cannot be read to its end is an error in any case.
     """
     parse = _parser_for(source)
     num_bytes = source.stat().st_size
@@ -60,26 +73,31 @@ def read_passages(source: Path, *, on_progress: Progress = lambda stage, done, t
         number = 0
         try:
             for number, line in enumerate(lines, start=1):
-                text = line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
-                if text.strip():
-                    yield SourcePassage(number, *_checked(*parse(text)))
                 if number % 1024 == 0:
                     on_progress("reading", min(raw.tell(), num_bytes), num_bytes)
-        except UnicodeError as error:
-            raise InvalidInput(f"{source}:{number}: not UTF-8 text: {error}") from None
-        except _NotAPassage as error:
-            raise InvalidInput(f"{source}:{number}: {error}") from None
-        except (gzip.BadGzipFile, EOFError, OSError) as error:
+                try:
+                    passage = _passage(line, number, parse)
+                except (UnicodeError, _NotAPassage) as error:
+                    reason = f"not UTF-8 text: {error}" if isinstance(error, UnicodeError) else str(error)
+                    if on_bad_line is None:
+                        raise InvalidInput(f"{source}:{number}: {reason}") from None
+                    on_bad_line(f"{source}:{number}: {reason}")
+                    continue
+                if passage:
+                    yield passage
+        except (gzip.BadGzipFile, zlib.error, EOFError, OSError) as error:
             raise InvalidInput(f"{source}: unreadable after line {number}: {error}") from None
     on_progress("reading", num_bytes, num_bytes)
 
 
+def _passage(line: bytes, number: int, parse: Callable[[str], Fields]) -> SourcePassage | None:
+    """None for a blank line."""
+    text = line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
+    return SourcePassage(number, *_checked(*parse(text))) if text.strip() else None
+
+
 class _NotAPassage(ValueError):
     """Says what is wrong with a line; the reader adds file and number."""
-
-
-Fields = tuple[str, str, str]
-"""id, title, text."""
 
 
 def _parser_for(source: Path) -> Callable[[str], Fields]:
@@ -150,28 +168,45 @@ def _without_csv_quotes(text: str) -> str:
 # Passages on disk
 
 
-def write_passages(source: Path, folder: Path, *, on_progress: Progress) -> int:
-    """Write `source` into `folder` and return the number of passages. Raises InvalidInput if an id occurs twice."""
-    offsets, id_hashes = array("q", [0]), array("q")
-    with (folder / PASSAGES_FILE).open("wb") as blob:
-        for passage in read_passages(source, on_progress=on_progress):
+def write_passages(source: Path, folder: Path, *, on_progress: Progress, on_bad_line: BadLine | None = None) -> int:
+    """Write `source` into `folder` and return the number of passages. Raises InvalidInput if an id occurs twice.
+
+    Offsets are written last: a folder that has them is complete. Memory holds one passage, whatever the corpus' size.
+    """
+    offset = num_passages = 0
+    raw_offsets, raw_hashes = folder / "offsets.unfinished", folder / "ids.unfinished"
+    with (
+        (folder / PASSAGES_FILE).open("wb") as blob,
+        raw_offsets.open("wb") as offsets,
+        raw_hashes.open("wb") as id_hashes,
+    ):
+        offsets.write(_INT64.pack(0))
+        for passage in read_passages(source, on_progress=on_progress, on_bad_line=on_bad_line):
             row = {"id": passage.id, "title": passage.title, "text": passage.text}
-            line = json.dumps(row, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
-            offsets.append(offsets[-1] + blob.write(line))
-            id_hashes.append(hash(passage.id))
-    if not id_hashes:
+            offset += blob.write(json.dumps(row, ensure_ascii=False, separators=(",", ":")).encode() + b"\n")
+            offsets.write(_INT64.pack(offset))
+            id_hashes.write(_INT64.pack(hash(passage.id)))
+            num_passages += 1
+    if not num_passages:
         raise InvalidInput(f"corpus: {source} holds no passages")
-    np.save(folder / OFFSETS_FILE, np.frombuffer(offsets, dtype=np.int64))
-    _refuse_duplicates(source, np.frombuffer(id_hashes, dtype=np.int64))
-    return len(id_hashes)
+    _refuse_duplicates(source, raw_hashes, tolerant=on_bad_line is not None)
+    raw_hashes.unlink()
+    np.save(folder / f"unfinished.{OFFSETS_FILE}", np.memmap(raw_offsets, dtype=np.int64, mode="r"))
+    raw_offsets.unlink()
+    (folder / f"unfinished.{OFFSETS_FILE}").rename(folder / OFFSETS_FILE)
+    return num_passages
 
 
-def _refuse_duplicates(source: Path, id_hashes_N: NDArray[np.int64]) -> None:
-    """Ids are compared by hash (8 bytes each); only where two are equal is the source read again."""
-    hashes, counts = np.unique(id_hashes_N, return_counts=True)
-    suspects = set(hashes[counts > 1].tolist())
+def _refuse_duplicates(source: Path, raw_hashes: Path, *, tolerant: bool) -> None:
+    """Ids are compared by hash, sorted on disk; only where two are equal is the source read again."""
+    hashes_N = np.memmap(raw_hashes, dtype=np.int64, mode="r+")
+    hashes_N.sort()
+    suspects = set[int]()
+    for start in range(0, len(hashes_N), _HASHES_AT_ONCE):
+        block = hashes_N[start : start + _HASHES_AT_ONCE + 1]
+        suspects.update(block[1:][block[1:] == block[:-1]].tolist())
     first_seen: dict[str, int] = {}
-    for passage in read_passages(source) if suspects else ():
+    for passage in read_passages(source, on_bad_line=_ignore if tolerant else None) if suspects else ():
         if hash(passage.id) not in suspects:
             continue
         if passage.id in first_seen:
@@ -180,6 +215,9 @@ def _refuse_duplicates(source: Path, id_hashes_N: NDArray[np.int64]) -> None:
                 "ids must be unique"
             )
         first_seen[passage.id] = passage.line_number
+
+
+def _ignore(message: str) -> None: ...
 
 
 class PassageStore:

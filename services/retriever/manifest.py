@@ -1,11 +1,18 @@
 """What an index folder promises, and the check that it keeps it.
 
-    manifest.json  passages.jsonl  offsets.npy  +  bm25/…  (kind bm25)  or  vectors.npy encoder/…  (kind flat)
+    manifest.json  passages.jsonl  offsets.npy
+    bm25/…                             bm25, hybrid
+    encoder/…  vectors.npy             flat, pqfs, rabitq, ivf, hybrid
+    codes.faiss                        fp16, pqfs, rabitq, ivf
+    reranker/…                         where one was asked for
 
 The sha256 of manifest.json names the build: it covers every other file by its own sha256.
 """
 
 import hashlib
+import json
+from contextlib import suppress
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -16,8 +23,31 @@ from searcher.contracts.errors import InvalidInput
 from services.retriever.corpus import file_sha256
 
 MANIFEST_FILE = "manifest.json"
-FULLY_VERIFIED_BYTES = 128 * 1024 * 1024
-"""Files up to this size are hashed when an index is opened; of larger ones only the size is compared."""
+_VERIFIED_FILE = ".verified.json"
+_ALWAYS_HASHED_BYTES = 128 * 1024 * 1024
+"""Files up to this size are hashed whenever an index is opened; larger ones once, as long as nobody touches them."""
+
+
+class Pooling(StrEnum):
+    """Which hidden states become the vector."""
+
+    MEAN = "mean"
+    """The mean over the text's tokens: MiniLM, E5."""
+    CLS = "cls"
+    """The first token's: BGE."""
+    LAST = "last"
+    """The last token's: decoders such as Qwen3-Embedding."""
+
+
+class Backend(StrEnum):
+    """What computes the vectors; the same model gives the same vectors with each, up to rounding."""
+
+    ONNX = "onnx"
+    """ONNX Runtime: the fastest on CPU, and light."""
+    TORCH = "torch"
+    """transformers: for models that do not fit one ONNX file, and for a GPU."""
+    OPENAI_HTTP = "openai-http"
+    """A server that speaks OpenAI's /v1/embeddings, as text-embeddings-inference and vLLM do."""
 
 
 class EncoderCard(Contract):
@@ -25,15 +55,16 @@ class EncoderCard(Contract):
 
     name: str
     weights_sha256: str
-    """Of the model file that the encoder was exported from."""
+    """Of the model file that the encoder was made from. Empty for `openai-http`: its server does not say."""
     dim: int = Field(ge=1)
-    pooling: Literal["mean", "cls"]
+    pooling: Pooling
     query_prefix: str = ""
     passage_prefix: str = ""
     max_tokens: int = Field(ge=8)
     """Longer texts are cut."""
     normalised: bool = True
     """Vectors have length 1, so the inner product is the cosine."""
+    backend: Backend = Backend.ONNX
 
 
 class Bm25Facts(Contract):
@@ -45,14 +76,82 @@ class Bm25Facts(Contract):
     """Runs of letters and digits, lower case, without accents; no stemming and no stop words: both cost names."""
 
 
-class FlatFacts(Contract):
-    kind: Literal["flat"] = "flat"
-    dtype: Literal["float32"] = "float32"
+class VectorFacts(Contract):
+    """What all indexes of vectors have in common."""
+
     metric: Literal["inner_product"] = "inner_product"
     encoder: EncoderCard
 
 
-IndexFacts = Annotated[Bm25Facts | FlatFacts, Field(discriminator="kind")]
+class FlatFacts(VectorFacts):
+    """Every passage is compared, exactly."""
+
+    kind: Literal["flat"] = "flat"
+    dtype: Literal["float32"] = "float32"
+
+
+class Fp16Facts(VectorFacts):
+    """Every passage is compared, with vectors rounded to 16 bits: half of `flat`, and next to no loss."""
+
+    kind: Literal["fp16"] = "fp16"
+    dtype: Literal["float16"] = "float16"
+
+
+class QuantisedFacts(VectorFacts):
+    """Short codes name candidates, whose vectors, mapped from disk, then decide. Only the codes need memory."""
+
+    kind: Literal["pqfs", "rabitq", "ivf"]
+    dtype: Literal["float32", "float16"] = "float32"
+    """Of the vectors that decide."""
+    factory: str
+    """faiss' name for the codes."""
+    candidates: int = Field(ge=1)
+    """Per result that is asked for; chosen at build time for the recall that was wanted."""
+    num_probes: int | None = None
+    """`ivf` only: lists that are read per query; chosen at build time likewise."""
+
+
+DenseFacts = FlatFacts | Fp16Facts | QuantisedFacts
+
+
+class HybridFacts(Contract):
+    """Words and vectors, joined by the ranks that they give (reciprocal-rank fusion)."""
+
+    kind: Literal["hybrid"] = "hybrid"
+    dense: Annotated[DenseFacts, Field(discriminator="kind")]
+    bm25: Bm25Facts = Bm25Facts()
+    rank_constant: int = Field(default=60, ge=1)
+    """A passage gets 1 / (rank_constant + rank) from each list it is in."""
+    depth: int = Field(default=100, ge=1)
+    """Ranks of each list that count, at least."""
+
+    @property
+    def encoder(self) -> EncoderCard:
+        return self.dense.encoder
+
+
+IndexFacts = Annotated[Bm25Facts | FlatFacts | Fp16Facts | QuantisedFacts | HybridFacts, Field(discriminator="kind")]
+
+
+class RerankerCard(Contract):
+    """A cross-encoder that reads query and passage together and orders the first `depth` anew."""
+
+    name: str
+    weights_sha256: str
+    max_tokens: int = Field(ge=8)
+    """Of query and passage together; the passage is cut."""
+    depth: int = Field(default=50, ge=1)
+
+
+class Recall(Contract):
+    """How many of the truly nearest passages the index finds."""
+
+    recall: float = Field(ge=0.0, le=1.0)
+    """Mean share of the `k` nearest by exact search. Below ~0.98 a policy notices: train on a more exact index."""
+    k: int
+    num_queries: int
+    queries: Literal["questions", "passages"]
+    """`questions`: a file of real ones was given. `passages`: words cut out of the corpus' own passages."""
 
 
 class SourceFacts(Contract):
@@ -77,6 +176,11 @@ class Manifest(Contract):
     source: SourceFacts
     num_passages: int = Field(ge=1)
     index: IndexFacts
+    reranker: RerankerCard | None = None
+    recall: Recall | None = None
+    """Of the vector index; None for `bm25`."""
+    skipped_lines: int = Field(default=0, ge=0)
+    """Lines of the source that were no passages (`--skip-bad-lines`)."""
     golden: Golden
     files: dict[str, FileFacts]
     """By path relative to the folder; everything but manifest.json itself."""
@@ -84,7 +188,9 @@ class Manifest(Contract):
 
 def file_facts(folder: Path) -> dict[str, FileFacts]:
     """Facts of all files below `folder`."""
-    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST_FILE)
+    paths = sorted(
+        path for path in folder.rglob("*") if path.is_file() and path.name not in (MANIFEST_FILE, _VERIFIED_FILE)
+    )
     return {
         path.relative_to(folder).as_posix(): FileFacts(num_bytes=path.stat().st_size, sha256=file_sha256(path))
         for path in paths
@@ -111,7 +217,12 @@ def manifest_sha256(folder: Path) -> str:
 
 
 def verify(folder: Path, manifest: Manifest) -> None:
-    """Compare the folder's files with the manifest. Raises InvalidInput that names the file and the difference."""
+    """Compare the folder's files with the manifest. Raises InvalidInput that names the file and the difference.
+
+    That a large file was hashed is noted beside it with its inode and times, which change when the file does. In a
+    folder that cannot be written to, large files are hashed at every start.
+    """
+    verified = _noted(folder)
     for name, facts in manifest.files.items():
         path = folder / name
         if not path.is_file():
@@ -119,5 +230,30 @@ def verify(folder: Path, manifest: Manifest) -> None:
         num_bytes = path.stat().st_size
         if num_bytes != facts.num_bytes:
             raise InvalidInput(f"{path}: {num_bytes} bytes, but the manifest says {facts.num_bytes}; build it again")
-        if num_bytes <= FULLY_VERIFIED_BYTES and file_sha256(path) != facts.sha256:
+        if num_bytes > _ALWAYS_HASHED_BYTES and verified.get(name) == _state(path, facts):
+            continue
+        if file_sha256(path) != facts.sha256:
             raise InvalidInput(f"{path}: its sha256 is not the manifest's, so it was changed; build the index again")
+    note_verified(folder, manifest)
+
+
+def note_verified(folder: Path, manifest: Manifest) -> None:
+    """Say of the large files, as they are now, that their hashes are the manifest's."""
+    large = {name: facts for name, facts in manifest.files.items() if facts.num_bytes > _ALWAYS_HASHED_BYTES}
+    states = {name: _state(folder / name, facts) for name, facts in large.items()}
+    if states and states != _noted(folder):
+        with suppress(OSError):
+            (folder / _VERIFIED_FILE).write_text(json.dumps(states))
+
+
+def _noted(folder: Path) -> dict[str, list[str | int]]:
+    try:
+        noted = json.loads((folder / _VERIFIED_FILE).read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return noted if isinstance(noted, dict) else {}
+
+
+def _state(path: Path, facts: FileFacts) -> list[str | int]:
+    stat = path.stat()
+    return [facts.sha256, stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
