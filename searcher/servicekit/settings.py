@@ -17,6 +17,8 @@ class SharedSettings(BaseSettings):
 
     api_key_file: Path | None = None
     """A file that holds the bearer token which clients must send and services require."""
+    admin_key_file: Path | None = None
+    """A file that holds the bearer token of those who may change what a service serves. Unset: nobody may."""
     redis_url: str = "redis://127.0.0.1:6379/0"
     log_level: str = "INFO"
     log_json: bool = False
@@ -25,18 +27,27 @@ class SharedSettings(BaseSettings):
     @property
     def api_key(self) -> str | None:
         """The token; None if no file is configured. Raises ValueError for an empty file."""
-        if self.api_key_file is None:
-            return None
-        key = self.api_key_file.read_text().strip()
-        if not key:
-            raise ValueError(f"SEARCHER_API_KEY_FILE: {self.api_key_file} is empty; write a token into it")
-        return key
+        return _token("SEARCHER_API_KEY_FILE", self.api_key_file)
 
-    @field_validator("api_key_file", mode="before")
+    @property
+    def admin_key(self) -> str | None:
+        """Likewise. It also opens what the other token opens."""
+        return _token("SEARCHER_ADMIN_KEY_FILE", self.admin_key_file)
+
+    @field_validator("api_key_file", "admin_key_file", mode="before")
     @classmethod
     def _blank_is_unset(cls, value: object) -> object:
         """An empty variable (as compose files produce it) means: not configured."""
         return None if value == "" else value
+
+
+def _token(name: str, file: Path | None) -> str | None:
+    if file is None:
+        return None
+    token = file.read_text().strip()
+    if not token:
+        raise ValueError(f"{name}: {file} is empty; write a token into it")
+    return token
 
 
 class ServiceSettings(BaseSettings):

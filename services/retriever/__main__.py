@@ -11,4 +11,4 @@ if __name__ == "__main__":
     # needs; next to busy neighbours a search takes several times as long.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     settings = RetrieverSettings()
-    serve(create_app(settings), settings)
+    serve(create_app(settings), settings, native_loop=True)

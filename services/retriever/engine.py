@@ -1,50 +1,53 @@
 """Queries -> hits, many callers at a time. No HTTP here, and no passages: hits are rows of a corpus.
 
-    callers (event loop)  --waiting queries-->  engine thread  --hits-->  callers
+    callers (event loop)  --cache, flights, lanes-->  engine thread  --hits-->  callers
 
 One thread owns encoders and indexes. It takes whatever waits the moment it is free, so a batch is one query when it is
-quiet and grows by itself under load; nobody ever waits for a batch to fill.
+quiet and grows by itself under load; nobody ever waits for a batch to fill. A query that somebody asked already and
+that is not yet answered is not asked again: it is one flight with several callers.
 """
 
 import asyncio
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
+from typing import TypeVar
 
 import structlog
 
-from searcher.contracts.errors import NotFound, NotReady, Overloaded
+from searcher.contracts.errors import NotReady, Overloaded, SearcherError
 from services.retriever import metrics
-from services.retriever.cache import HitCache, Hits
-from services.retriever.index import NOTHING, Rows, Scores
+from services.retriever.cache import HitCache, Hits, Key, SharedCache, cache_key
+from services.retriever.index import NOTHING
+from services.retriever.lanes import Lanes, Request, Waiting
 from services.retriever.library import Corpus
 
 log = structlog.get_logger()
 
-_COST_SMOOTHING = 0.1
+T = TypeVar("T")
+
+_COST_SMOOTHING = 0.2
 """Weight of the newest batch in the estimated cost of a query."""
+_PART_OF_DEADLINE = 0.9
+"""Hits must be there this early: the answer is still to be written and to be read."""
+_LOOK_AGAIN_SECONDS = 0.05
+"""How often a patient caller asks whether there is room now."""
+_PROOF_SECONDS = 10.0
+"""A search that succeeded proves for so long that the engine works."""
+_STUCK_SECONDS = 60.0
+"""No batch takes so long; a search that does not come back will not."""
+
+_HITS, _MISSES, _COALESCED = (metrics.CACHE_LOOKUPS.labels(outcome) for outcome in ("hit", "miss", "coalesced"))
 
 
-@dataclass(eq=False)
-class _Request:
-    """What the queries of one call have in common."""
+@dataclass
+class _Errand:
+    """Something else that must happen in the engine's thread, between two batches."""
 
-    corpus: Corpus
-    k: int
-    since: float
-    begun: bool = False
-    """Some of its queries were searched already, so the rest is not given up, however long it takes."""
-
-
-@dataclass(eq=False)
-class _Waiting:
-    """One query of one caller."""
-
-    query: str
-    request: _Request
-    answer: asyncio.Future[Hits]
+    action: Callable[[], object]
+    done: "Future[object]"
 
 
 class Engine:
@@ -52,19 +55,25 @@ class Engine:
 
     def __init__(
         self,
-        corpora: Mapping[str, Corpus],
         *,
-        max_batch: int,
-        queue_seconds: float,
-        cache_entries: int,
+        max_batch: int = 64,
+        bulk_slice: int = 16,
+        interactive_queries: int = 16,
+        cache_entries: int = 0,
+        shared_cache: SharedCache | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.corpora, self.max_batch, self.queue_seconds = corpora, max_batch, queue_seconds
+        self.interactive_queries = interactive_queries
         self.cache = HitCache(cache_entries)
+        self.shared_cache = shared_cache
         self._clock = clock
-        self._waiting: deque[_Waiting] = deque()
+        self._lanes = Lanes(max_batch=max_batch, bulk_slice=bulk_slice)
+        self._errands: list[_Errand] = []
+        self._flights: dict[Key, Waiting] = {}
+        self._lookups: set[asyncio.Task[None]] = set()
         self._in_hand, self._busy_since = 0, 0.0
-        self._seconds_per_query = 0.0
+        self._seconds_per_query, self._queries_per_batch = 0.0, 1.0
+        self._proven_at = float("-inf")
         self._closing = False
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._run, name="retriever-engine", daemon=True)
@@ -73,140 +82,279 @@ class Engine:
 
     def start(self) -> None:
         self._loop = asyncio.get_running_loop()
+        metrics.WAITING.set_function(lambda: self._estimate_wait(bulk=False)[0])
+        metrics.WAIT_ESTIMATE.set_function(lambda: self._estimate_wait(bulk=False)[1])
         self._thread.start()
 
     async def close(self) -> None:
-        """Answer what waits, then stop and close the corpora."""
+        """Answer what waits, then stop."""
+        await asyncio.gather(*self._lookups)
         with self._changed:
             self._closing = True
             self._changed.notify()
         await asyncio.to_thread(self._thread.join)
-        for corpus in self.corpora.values():
-            corpus.close()
+        await asyncio.sleep(0)  # what the thread called for last
+        await asyncio.gather(*self._lookups)
+        if self.shared_cache is not None:
+            await self.shared_cache.close()
 
     def check(self) -> None:
         """Raises NotReady if nobody would answer."""
         if self._closing or not self._thread.is_alive():
             raise NotReady("the search engine is not running")
+        if self._in_hand and self._clock() - self._busy_since > _STUCK_SECONDS:
+            raise NotReady(f"one search has been running for {self._clock() - self._busy_since:.0f} s")
 
-    def corpus(self, name: str) -> Corpus:
-        """Raises NotFound that lists what there is."""
-        if name not in self.corpora:
-            raise NotFound(f"corpus: {name!r} is not one of {', '.join(sorted(self.corpora))}")
-        return self.corpora[name]
+    @property
+    def is_proven(self) -> bool:
+        """A search succeeded a moment ago."""
+        return self._clock() - self._proven_at < _PROOF_SECONDS
 
-    async def search(self, queries: Sequence[str], *, corpus: Corpus, k: int) -> list[Hits]:
-        """Hits per query, in the order asked. Raises Overloaded if they would wait too long. Cancel it to leave."""
-        known = {query: self.cache.get((corpus.name, query, k)) for query in dict.fromkeys(queries)}
-        found = {query: hits for query, hits in known.items() if hits is not None}
-        missing = [query for query in known if query not in found]
-        for query, hits in zip(missing, await self._ask(missing, corpus, k), strict=True):
-            found[query] = hits
-            self.cache.put((corpus.name, query, k), hits)
-        return [found[query] for query in queries]
+    def prove(self) -> None:
+        """The golden query succeeded."""
+        self._proven_at = self._clock()
 
-    async def _ask(self, queries: list[str], corpus: Corpus, k: int) -> list[Hits]:
-        if not queries:
-            return []
+    async def run(self, action: Callable[[], T]) -> T:
+        """Do it in the engine's thread, before the next batch. For what touches encoders and indexes."""
         self.check()
-        self._refuse_if_overloaded(len(queries))
-        request = _Request(corpus, k, since=self._clock())
-        jobs = [_Waiting(query, request, self._loop.create_future()) for query in queries]
+        done: Future[object] = Future()
         with self._changed:
-            self._waiting.extend(jobs)
+            self._errands.append(_Errand(action, done))
             self._changed.notify()
-        return await asyncio.gather(*(job.answer for job in jobs))
+        result: T = await asyncio.wrap_future(done)  # type: ignore[arg-type]
+        return result
 
-    def _refuse_if_overloaded(self, num_queries: int) -> None:
-        """What is ahead of a query decides, not its own size: any request is served when nobody else waits."""
-        ahead, seconds = self._estimate_wait()
-        if seconds > self.queue_seconds:
-            metrics.REJECTED.labels("overloaded").inc(num_queries)
-            raise Overloaded(f"{ahead} queries wait, about {seconds:.1f} s", retry_after_seconds=seconds)
+    async def search(
+        self,
+        queries: Sequence[str],
+        *,
+        corpus: Corpus,
+        k_Q: Sequence[int],
+        deadline_seconds: float,
+        patient: bool = False,
+    ) -> list[Hits]:
+        """Hits per query, in the order asked.
 
-    def _estimate_wait(self) -> tuple[int, float]:
+        Raises Overloaded if they cannot be had inside the deadline: at once, or, if `patient`, after waiting for room.
+        Cancel it to leave.
+        """
+        now = self._clock()
+        request = Request(deadline=now + deadline_seconds, since=now)
+        keys = [cache_key(corpus.identity, query, k) for query, k in zip(queries, k_Q, strict=True)]
+        found: dict[Key, Hits] = {}
+        missing: dict[Key, tuple[str, int]] = {}
+        hit = 0
+        for key, query, k in zip(keys, queries, k_Q, strict=True):
+            hits = self.cache.get(key)
+            if hits is None:
+                missing[key] = query, k
+            else:
+                hit += 1
+                found[key] = hits
+        _HITS.inc(hit)
+        if missing:
+            _COALESCED.inc(len(queries) - hit - len(missing))
+            found |= await self._ask(missing, corpus, request, patient=patient)
+        return [found[key] for key in keys]
+
+    async def _ask(
+        self, missing: dict[Key, tuple[str, int]], corpus: Corpus, request: Request, *, patient: bool
+    ) -> dict[Key, Hits]:
+        self.check()
+        request.bulk = len(missing) > self.interactive_queries
+        await self._admit(len(missing), request, patient=patient)
+        callers, new = self._board(missing, corpus, request)
+        if self.shared_cache is None:
+            self._enqueue(new, request)
+        elif new:
+            lookup = asyncio.create_task(self._look_up(new, request, self.shared_cache))
+            self._lookups.add(lookup)
+            lookup.add_done_callback(self._lookups.discard)
+        try:
+            if len(callers) == 1:
+                ((key, caller),) = callers.items()
+                return {key: await caller}
+            return dict(zip(callers, await asyncio.gather(*callers.values()), strict=True))
+        finally:
+            for caller in callers.values():
+                caller.cancel()
+
+    def _board(
+        self, missing: dict[Key, tuple[str, int]], corpus: Corpus, request: Request
+    ) -> tuple[dict[Key, "asyncio.Future[Hits]"], list[Waiting]]:
+        """A future per key, and the flights that are new."""
+        callers: dict[Key, asyncio.Future[Hits]] = {}
+        new: list[Waiting] = []
+        for key, (query, k) in missing.items():
+            flight = self._flights.get(key)
+            if flight is None:
+                flight = self._flights[key] = Waiting(key, query, k, corpus, [request])
+                new.append(flight)
+            else:
+                hurry = not request.bulk and all(other.bulk for other in flight.requests)
+                flight.requests.append(request)
+                if hurry:
+                    with self._changed:
+                        self._lanes.promote(flight)
+            callers[key] = self._loop.create_future()
+            flight.callers.append(callers[key])
+        _MISSES.inc(len(new))
+        _COALESCED.inc(len(missing) - len(new))
+        return callers, new
+
+    async def _look_up(self, new: list[Waiting], request: Request, shared_cache: SharedCache) -> None:
+        """What a replica found already need not be searched."""
+        known = await shared_cache.get([job.key for job in new])
+        self._settle([job for job in new if job.key in known], [known[job.key] for job in new if job.key in known])
+        self._enqueue([job for job in new if job.key not in known], request)
+
+    def _enqueue(self, jobs: list[Waiting], request: Request) -> None:
+        if jobs:
+            with self._changed:
+                self._lanes.add(jobs, bulk=request.bulk)
+                self._changed.notify()
+
+    async def _admit(self, num_queries: int, request: Request, *, patient: bool) -> None:
+        """When nobody else waits, any request is served, however short its deadline: that mends a wrong estimate."""
+        while True:
+            ahead, seconds = self._estimate_wait(bulk=request.bulk)
+            remaining = request.deadline - self._clock()
+            # A query is answered with its whole batch, which others join until it is taken.
+            with_it = max(num_queries, self._queries_per_batch) * self._seconds_per_query
+            if not ahead or seconds + with_it <= _PART_OF_DEADLINE * remaining:
+                return
+            if not patient or remaining <= _LOOK_AGAIN_SECONDS:
+                metrics.REJECTED.labels("overloaded").inc(num_queries)
+                raise Overloaded(f"{ahead} queries wait, about {seconds:.1f} s", retry_after_seconds=seconds)
+            await asyncio.sleep(_LOOK_AGAIN_SECONDS)
+
+    def _estimate_wait(self, *, bulk: bool) -> tuple[int, float]:
         """Queries ahead of one that arrives now, and seconds until it is its turn."""
-        ahead = len(self._waiting) + self._in_hand
-        busy_seconds = self._clock() - self._busy_since if self._in_hand else 0.0
-        seconds = max(ahead * self._seconds_per_query, busy_seconds)
-        metrics.WAITING.set(ahead)
-        metrics.WAIT_ESTIMATE.set(seconds)
-        return ahead, seconds
+        ahead = self._lanes.ahead(bulk=bulk)
+        in_hand = 0.0
+        if self._in_hand:
+            # What is late already may be late as long again; a search that hangs is never done.
+            expected, taken = self._in_hand * self._seconds_per_query, self._clock() - self._busy_since
+            in_hand = abs(expected - taken)
+        return ahead + self._in_hand, ahead * self._seconds_per_query + in_hand
+
+    def _settle(self, jobs: Sequence[Waiting], outcomes: Sequence[Hits | Exception]) -> None:
+        """Hand over to all callers. Called in the event loop."""
+        for job, outcome in zip(jobs, outcomes, strict=True):
+            self._flights.pop(job.key, None)
+            if isinstance(outcome, Hits):
+                self.cache.put(job.key, outcome)
+            for caller in job.callers:
+                if caller.done():  # left while it was searched
+                    continue
+                if isinstance(outcome, Exception):
+                    caller.set_exception(outcome)
+                else:
+                    caller.set_result(outcome)
+
+    def _give_up(self, job: Waiting) -> None:
+        """Unless somebody boarded in this very moment who can still be served. Called in the event loop."""
+        waited = self._clock() - job.since
+        if job.is_left:
+            del self._flights[job.key]
+            metrics.REJECTED.labels("cancelled").inc()
+        elif job.deadline < self._clock():
+            metrics.REJECTED.labels("expired").inc()
+            self._settle([job], [Overloaded(f"waited {waited:.1f} s", retry_after_seconds=waited)])
+        else:
+            job.taken = False
+            self._enqueue([job], job.requests[-1])
+
+    def _share(self, jobs: Sequence[Waiting], outcomes: Sequence[Hits]) -> None:
+        assert self.shared_cache is not None
+        entries = {job.key: hits for job, hits in zip(jobs, outcomes, strict=True)}
+        task = asyncio.ensure_future(self.shared_cache.put(entries))
+        self._lookups.add(task)
+        task.add_done_callback(self._lookups.discard)
 
     # -- in the engine's thread ---------------------------------------------------------------------------------------
 
     def _run(self) -> None:
-        while batch := self._take():
-            wanted = [job for job in batch if self._is_wanted(job)]
-            for corpus, jobs in _by_corpus(wanted):
-                self._answer(corpus, jobs)
+        while self._wait():
+            self._do_errands()
+            wanted = [job for job in self._take() if self._is_wanted(job)]
+            for (corpus, k), jobs in _alike(wanted).items():
+                self._answer(corpus, k, jobs)
+            with self._changed:
+                self._in_hand = 0
 
-    def _take(self) -> list[_Waiting]:
-        """Everything that waits now, up to `max_batch`; [] once closing and nothing waits."""
+    def _wait(self) -> bool:
+        """Until there is something to do; False once closing and there is nothing."""
         with self._changed:
-            self._in_hand = 0
-            self._estimate_wait()
-            self._changed.wait_for(lambda: self._waiting or self._closing)
-            batch = [self._waiting.popleft() for _ in range(min(len(self._waiting), self.max_batch))]
+            self._changed.wait_for(lambda: len(self._lanes) or self._errands or self._closing)
+            return bool(len(self._lanes) or self._errands)
+
+    def _take(self) -> list[Waiting]:
+        with self._changed:
+            batch = self._lanes.take()
             self._in_hand, self._busy_since = len(batch), self._clock()
             return batch
 
-    def _is_wanted(self, job: _Waiting) -> bool:
-        waited = self._busy_since - job.request.since
-        metrics.STAGE_SECONDS.labels("queue").observe(waited)
-        if job.answer.cancelled():
-            metrics.REJECTED.labels("cancelled").inc()
+    def _do_errands(self) -> None:
+        with self._changed:
+            errands, self._errands = self._errands, []
+        for errand in errands:
+            if not errand.done.set_running_or_notify_cancel():
+                continue
+            try:
+                errand.done.set_result(errand.action())
+            except Exception as error:  # whoever sent for it gets it, and the thread lives on
+                errand.done.set_exception(error)
+
+    def _is_wanted(self, job: Waiting) -> bool:
+        """Neither left by all its callers nor too late; else it is dropped before it costs anything."""
+        metrics.QUEUE_SECONDS.observe(self._busy_since - job.since)
+        if job.is_left or (job.deadline < self._busy_since and not job.is_begun):
+            self._loop.call_soon_threadsafe(self._give_up, job)
             return False
-        if waited > self.queue_seconds and not job.request.begun:
-            metrics.REJECTED.labels("expired").inc()
-            self._settle([job], [Overloaded(f"waited {waited:.1f} s", retry_after_seconds=self._seconds_per_query)])
-            return False
-        job.request.begun = True
+        for request in job.requests:
+            request.begun = True
         return True
 
-    def _answer(self, corpus: Corpus, jobs: list[_Waiting]) -> None:
+    def _answer(self, corpus: Corpus, k: int, jobs: list[Waiting]) -> None:
         started = self._clock()
         try:
-            outcomes: Sequence[Hits | Exception] = _search(corpus, jobs)
+            hits = _search(corpus, k, jobs)
         except Exception as error:  # each caller gets it, and the thread lives on
-            log.error("search failed", corpus=corpus.name, queries=len(jobs), exc_info=error)
-            outcomes = [error] * len(jobs)
-        self._settle(jobs, outcomes)
+            if not isinstance(error, SearcherError):
+                log.error("search failed", corpus=corpus.name, queries=len(jobs), exc_info=error)
+            self._hand_over(jobs, [error] * len(jobs))
+        else:
+            self._proven_at = self._clock()
+            self._hand_over(jobs, hits)
+            if self.shared_cache is not None:
+                self._loop.call_soon_threadsafe(self._share, jobs, hits)
         cost = (self._clock() - started) / len(jobs)
-        self._seconds_per_query += _COST_SMOOTHING * (cost - self._seconds_per_query)
+        known = self._seconds_per_query
+        self._seconds_per_query = known + _COST_SMOOTHING * (cost - known) if known else cost
+        self._queries_per_batch += _COST_SMOOTHING * (len(jobs) - self._queries_per_batch)
         metrics.BATCH_QUERIES.observe(len(jobs))
 
-    def _settle(self, jobs: Sequence[_Waiting], outcomes: Sequence[Hits | Exception]) -> None:
-        self._loop.call_soon_threadsafe(_hand_over, jobs, outcomes)
+    def _hand_over(self, jobs: Sequence[Waiting], outcomes: Sequence[Hits | Exception]) -> None:
+        self._loop.call_soon_threadsafe(self._settle, jobs, outcomes)
 
 
-def _by_corpus(jobs: list[_Waiting]) -> list[tuple[Corpus, list[_Waiting]]]:
-    groups: dict[Corpus, list[_Waiting]] = {}
+def _alike(jobs: list[Waiting]) -> dict[tuple[Corpus, int], list[Waiting]]:
+    """One search per corpus and k: an approximate index finds other passages when it looks deeper, and nobody's answer
+    depends on who else asks."""
+    groups: dict[tuple[Corpus, int], list[Waiting]] = {}
     for job in jobs:
-        groups.setdefault(job.request.corpus, []).append(job)
-    return list(groups.items())
+        groups.setdefault((job.corpus, job.k), []).append(job)
+    return groups
 
 
-def _search(corpus: Corpus, jobs: list[_Waiting]) -> list[Hits]:
-    """One search for the distinct queries, as deep as the deepest asks; each job gets its own k of it."""
-    position = {query: q for q, query in enumerate(dict.fromkeys(job.query for job in jobs))}
-    rows_QK, scores_QK = corpus.index.search(list(position), max(job.request.k for job in jobs))
-    metrics.SEARCHED.labels(corpus.name).inc(len(position))
-    metrics.COALESCED.inc(len(jobs) - len(position))
-    return [_hits(rows_QK[position[job.query]], scores_QK[position[job.query]], job.request.k) for job in jobs]
+def _search(corpus: Corpus, k: int, jobs: list[Waiting]) -> list[Hits]:
+    rows_QK, scores_QK = corpus.index.search([job.query for job in jobs], k)
+    metrics.SEARCHED.labels(corpus.name).inc(len(jobs))
+    return [_hits(rows_K, scores_K) for rows_K, scores_K in zip(rows_QK.tolist(), scores_QK.tolist(), strict=True)]
 
 
-def _hits(rows_K: Rows, scores_K: Scores, k: int) -> Hits:
-    """The first k that were found. Copied, so that a cached answer does not keep its whole batch alive."""
-    found = int((rows_K[:k] != NOTHING).sum())
-    return Hits(rows_K[:found].copy(), scores_K[:found].copy())
-
-
-def _hand_over(jobs: Sequence[_Waiting], outcomes: Sequence[Hits | Exception]) -> None:
-    for job, outcome in zip(jobs, outcomes, strict=True):
-        if job.answer.done():  # its caller left while it was searched
-            continue
-        if isinstance(outcome, Exception):
-            job.answer.set_exception(outcome)
-        else:
-            job.answer.set_result(outcome)
+def _hits(rows_K: list[int], scores_K: list[float]) -> Hits:
+    """What was found: rows of a corpus smaller than k end with NOTHING."""
+    found = len(rows_K) if NOTHING not in rows_K else rows_K.index(NOTHING)
+    return Hits(tuple(rows_K[:found]), tuple(scores_K[:found]))

@@ -1,15 +1,22 @@
-"""RETRIEVER_INDEX_DIR -> the corpora that are served, each verified and tried before the first request."""
+"""Folders -> corpora that can be searched, each verified and tried before the first request.
+
+indexes/wiki/manifest.json …              an index, or
+indexes/wiki/current -> 2026-11-20        a link to one: what is served changes with it
+"""
 
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from weakref import WeakValueDictionary
 
 from pydantic import TypeAdapter, ValidationError
 
 from searcher.contracts.base import Name
 from searcher.contracts.errors import InvalidInput
 from services.retriever import metrics
+from services.retriever.backend import DEFAULT
 from services.retriever.corpus import PassageStore
 from services.retriever.encoder import OnnxEncoder, read_card
 from services.retriever.index import Bm25Index, FlatIndex, Index
@@ -23,25 +30,29 @@ from services.retriever.manifest import (
     verify,
 )
 
-DEFAULT = "default"
 ENCODER_FOLDER = "encoder"
+CURRENT_LINK = "current"
 _GOLDEN_TOLERANCE = 1e-3
 _NAME: TypeAdapter[str] = TypeAdapter(Name)
 
 
 @dataclass(frozen=True, eq=False)
 class Corpus:
-    """An index that is open. Only the engine's thread may search it."""
+    """An index that is open. Only the engine's thread may search it; it closes with the last one who refers to it."""
 
     name: str
+    folder: Path
     manifest: Manifest
     sha256: str
     """Of the manifest: the identity of this build."""
     passages: PassageStore
     index: Index
 
-    def close(self) -> None:
-        self.passages.close()
+    @cached_property
+    def identity(self) -> bytes:
+        """What an answer depends on besides query and k: this build and its encoder."""
+        encoder = getattr(self.manifest.index, "encoder", None)
+        return f"{self.sha256} {encoder.name} {encoder.weights_sha256}".encode() if encoder else self.sha256.encode()
 
 
 class Library:
@@ -49,27 +60,23 @@ class Library:
 
     def __init__(self, *, num_threads: int | None = None) -> None:
         self.num_threads = num_threads or len(os.sched_getaffinity(0))
-        self._encoders: dict[EncoderCard, OnnxEncoder] = {}
+        self._encoders: WeakValueDictionary[EncoderCard, OnnxEncoder] = WeakValueDictionary()
 
     def open_all(self, index_dir: Path) -> Mapping[str, Corpus]:
         """Corpora by the names under which they can be asked. Raises InvalidInput that names the file at fault."""
-        corpora = {name: self.open(folder, name) for name, folder in _folders(index_dir).items()}
+        corpora = {name: self.open(location, name) for name, location in locations(index_dir).items()}
         for corpus in corpora.values():
-            facts = corpus.manifest
-            metrics.INDEX_PASSAGES.labels(corpus.name, facts.index.kind).set(facts.num_passages)
-            metrics.INDEX_BYTES.labels(corpus.name).set(sum(file.num_bytes for file in facts.files.values()))
-        if len(corpora) == 1:
-            corpora.setdefault(DEFAULT, *corpora.values())
-        return corpora
+            check(corpus)
+            publish(corpus)
+        return with_default(corpora)
 
-    def open(self, folder: Path, name: str) -> Corpus:
+    def open(self, location: Path, name: str) -> Corpus:
+        """The index at `location`, its files verified but not yet tried: see `check`. Raises InvalidInput."""
+        folder = index_folder(location)
         manifest = read_manifest(folder)
         verify(folder, manifest)
-        corpus = Corpus(
-            name, manifest, manifest_sha256(folder), PassageStore(folder), self.index(folder, manifest.index)
-        )
-        _check(corpus, folder)
-        return corpus
+        index = self.index(folder, manifest.index)
+        return Corpus(name, folder, manifest, manifest_sha256(folder), PassageStore(folder), index)
 
     def index(self, folder: Path, facts: object) -> Index:
         if isinstance(facts, FlatFacts):
@@ -85,16 +92,34 @@ class Library:
         return self._encoders[card]
 
 
-def _folders(index_dir: Path) -> dict[str, Path]:
+def locations(index_dir: Path) -> dict[str, Path]:
     """One index, or one per sub-folder. Other names than a corpus can have (lost+found, .building) are passed over."""
     if not index_dir.is_dir():
         raise InvalidInput(f"RETRIEVER_INDEX_DIR: {index_dir} is not a folder; build one with `searcher index build`")
-    if (index_dir / MANIFEST_FILE).is_file():
+    if (index_dir / MANIFEST_FILE).is_file() or (index_dir / CURRENT_LINK).exists():
         return {DEFAULT: index_dir}
     folders = {path.name: path for path in sorted(index_dir.iterdir()) if path.is_dir() and _is_name(path.name)}
     if not folders:
         raise InvalidInput(f"RETRIEVER_INDEX_DIR: {index_dir} holds no index; build one with `searcher index build`")
     return folders
+
+
+def index_folder(location: Path) -> Path:
+    """Where the files lie now: a link that changes later does not change what is open."""
+    link = location / CURRENT_LINK
+    return (link if link.exists() else location).resolve()
+
+
+def with_default(corpora: Mapping[str, Corpus]) -> dict[str, Corpus]:
+    """A single corpus is also asked when none is named."""
+    return {DEFAULT: next(iter(corpora.values())), **corpora} if len(corpora) == 1 else dict(corpora)
+
+
+def publish(corpus: Corpus) -> None:
+    """Set the metrics of what is served now."""
+    facts = corpus.manifest
+    metrics.INDEX_PASSAGES.labels(corpus.name, facts.index.kind).set(facts.num_passages)
+    metrics.INDEX_BYTES.labels(corpus.name).set(sum(file.num_bytes for file in facts.files.values()))
 
 
 def _is_name(text: str) -> bool:
@@ -105,15 +130,16 @@ def _is_name(text: str) -> bool:
     return True
 
 
-def _check(corpus: Corpus, folder: Path) -> None:
-    """The index must agree with its manifest in size, and on the golden query in score."""
+def check(corpus: Corpus) -> None:
+    """Size and golden query must be the manifest's. Raises InvalidInput. Searches, so only the engine's thread may call
+    it once an engine runs."""
     expected, golden = corpus.manifest.num_passages, corpus.manifest.golden
     if len(corpus.passages) != expected:
-        raise InvalidInput(f"{folder}: {len(corpus.passages)} passages, but the manifest says {expected}")
+        raise InvalidInput(f"{corpus.folder}: {len(corpus.passages)} passages, but the manifest says {expected}")
     _, scores_QK = corpus.index.search([golden.query], 1)
     score = float(scores_QK[0, 0])
     if abs(score - golden.score) > _GOLDEN_TOLERANCE * max(1.0, abs(golden.score)):
         raise InvalidInput(
-            f"{folder}: the golden query {golden.query!r} scores {score:.4f}, but {golden.score:.4f} when the index "
-            "was built: encoder or library differ; build the index again"
+            f"{corpus.folder}: the golden query {golden.query!r} scores {score:.4f}, but {golden.score:.4f} when the "
+            "index was built: encoder or library differ; build the index again"
         )

@@ -1,8 +1,9 @@
 """What the retriever reads from its environment, once, at start."""
 
 from pathlib import Path
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from pydantic_settings import SettingsConfigDict
 
 from searcher.servicekit.settings import ServiceSettings
@@ -16,13 +17,30 @@ class RetrieverSettings(ServiceSettings):
     )
 
     port: int = Field(default=8001, ge=1, le=65_535)
-    index_dir: Path
+    backend: Literal["index", "web"] = "index"
+    """What answers: indexes in a folder here, or search engines of the web."""
+    index_dir: Path | None = None
     """An index (served as corpus `default`), or a folder with one index per corpus, named by its folder."""
     max_batch: int = Field(default=64, ge=1, le=4_096)
     """Queries that the engine takes at once. Higher: more throughput under load, longer steps for those who wait."""
-    queue_seconds: float = Field(default=25.0, gt=0.0)
-    """Queries that would wait longer than this are refused with 503. Keep it below the callers' timeouts."""
+    bulk_slice: int = Field(default=16, ge=1, le=4_096)
+    """Queries of large requests in a batch while small ones come too."""
+    interactive_queries: int = Field(default=16, ge=1, le=512)
+    """Requests with more queries than this are large: they go through the bulk lane."""
+    deadline_seconds: float = Field(default=25.0, gt=0.0, le=3_600.0)
+    """For requests without X-Request-Timeout. What cannot be answered in it is refused with 503. Keep it below the
+    callers' timeouts."""
     cache_entries: int = Field(default=100_000, ge=0)
-    """Answers kept in memory, about 500 bytes each at k=3; 0 turns the cache off."""
+    """Answers kept in memory, about 300 bytes each at k=3; 0 turns the cache off."""
+    redis_cache: bool = False
+    """Share answers with replicas through the Redis of SEARCHER_REDIS_URL. Its failures cost nothing but hits."""
     threads: int | None = Field(default=None, ge=1, le=1_024)
     """Threads of encoder and search; unset: as many as the process may use cores."""
+    watch_seconds: float = Field(default=5.0, ge=0.0)
+    """How often to look whether a corpus' folder or `current` link leads to another index; 0: never."""
+
+    @model_validator(mode="after")
+    def _something_to_serve(self) -> Self:
+        if self.backend == "index" and self.index_dir is None:
+            raise ValueError("RETRIEVER_INDEX_DIR is not set: name an index, built with `searcher index build`")
+        return self
