@@ -10,6 +10,7 @@
     + NotReady                 this service is still starting or is shutting down
     + Overloaded               this service has more work than it can finish in time
     + UpstreamUnavailable      a service behind this one did not answer
+    + BudgetSpent              asking again costs money that this run does not have
 
 A fact about the model ("nothing found", "wrong format") is never an error. An outage always is.
 """
@@ -87,3 +88,10 @@ class Overloaded(Unavailable):
 
 class UpstreamUnavailable(Unavailable):
     """A dependency did not answer within its deadline and retries. Never turned into an empty result."""
+
+
+class BudgetSpent(Unavailable):
+    """The run's money is spent. Work waits until somebody raises the budget, or ends the run."""
+
+    def __init__(self, message: str, *, retry_after_seconds: float = 60.0) -> None:
+        super().__init__(message, retry_after_seconds=retry_after_seconds)

@@ -1,0 +1,163 @@
+"""A URL -> the main text of its page, or why there is none. Which URLs are worth it is decided by searcher.py.
+
+Everything here comes from strangers: where the URL leads is checked by guard.py at every hop, sizes and times are
+capped, and a page that cannot be read is a fact about the page, not an outage of ours.
+"""
+
+import asyncio
+import re
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from enum import StrEnum
+from urllib.parse import urljoin, urlsplit
+
+import structlog
+from pydantic import BaseModel, ConfigDict
+
+from services.retriever.web import metrics
+from services.retriever.web.exchange import ExchangeFailed, Exchanger, NoResponse, Request, Response
+from services.retriever.web.guard import AddressRefused, GuardedBackend, Resolve, checked_url, resolved
+
+log = structlog.get_logger()
+
+MAX_REDIRECTS = 5
+_REDIRECTS = frozenset({301, 302, 303, 307, 308})
+_KINDS = ("text/html", "application/xhtml+xml", "text/plain")
+_CHARSET = re.compile(r"charset\s*=\s*[\"']?([\w.:-]+)", re.IGNORECASE | re.ASCII)
+_WIKIPEDIA_END = re.compile(r"^(References|Notes|Notes and references)$", re.MULTILINE)
+_EXTRACTING = 2
+"""Pages turned into text at the same time. It is Python code: more would only wait for each other."""
+_EXTRACT_SECONDS = 10.0
+_EXTRACTOR_THREADS = 4
+"""Some to spare: the thread of a page that takes longer than _EXTRACT_SECONDS cannot be stopped."""
+_NOT_OF_PAGES = frozenset({"punycode", "idna"})
+"""Encodings that take quadratic time, and that no page is written in."""
+
+
+class NoText(StrEnum):
+    """Why a page has no text for us; besides these, exchange.NoResponse."""
+
+    REFUSED = "refused"
+    STATUS = "status"
+    REDIRECTS = "redirects"
+    CONTENT_TYPE = "content_type"
+    NO_TEXT = "no_text"
+
+
+class Page(BaseModel):
+    """`text` is "" where `unread` says why."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    text: str
+    unread: str = ""
+
+
+class _Unreadable(Exception):
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(detail)
+        self.reason = reason
+
+
+class PageReader:
+    def __init__(
+        self,
+        *,
+        max_bytes: int,
+        seconds: float,
+        user_agent: str,
+        allowed: Sequence[tuple[str, int]] = (),
+        resolve: Resolve = resolved,
+    ) -> None:
+        self._max_bytes, self._seconds = max_bytes, seconds
+        self._headers = {"User-Agent": user_agent, "Accept": "text/html, application/xhtml+xml, text/plain;q=0.5"}
+        self._exchanger = Exchanger(backend=GuardedBackend(allowed=allowed, resolve=resolve))
+        self._extracting = asyncio.Semaphore(_EXTRACTING)
+        self._threads = ThreadPoolExecutor(_EXTRACTOR_THREADS, thread_name_prefix="main-text")
+
+    async def close(self) -> None:
+        await self._exchanger.close()
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    async def read(self, url: str) -> Page:
+        """Never raises for a page's sake."""
+        outcome, detail = "read", ""
+        try:
+            page = Page(text=await self._text(await self._fetch(url), url))
+        except _Unreadable as error:
+            outcome, detail = error.reason, str(error)
+            page = Page(text="", unread=outcome)
+            log.info("page not read", url=url[:500], reason=outcome, detail=detail[:500])
+        metrics.PAGES.labels(outcome).inc()
+        return page
+
+    async def _fetch(self, url: str) -> Response:
+        try:
+            async with asyncio.timeout(self._seconds):
+                with metrics.PAGE_SECONDS.time():
+                    return await self._follow(url)
+        except TimeoutError as error:
+            raise _Unreadable(NoResponse.TIMEOUT, f"not fetched within {self._seconds:g} s") from error
+
+    async def _follow(self, url: str) -> Response:
+        """Redirects too, every one checked like the first address."""
+        for _ in range(MAX_REDIRECTS + 1):
+            response = await self._get(url)
+            if response.status not in _REDIRECTS or "location" not in response.headers:
+                return response
+            try:
+                url = urljoin(url, response.headers["location"])
+            except ValueError as error:
+                raise _Unreadable(NoText.REDIRECTS, f"leads to no URL: {error}") from error
+        raise _Unreadable(NoText.REDIRECTS, f"more than {MAX_REDIRECTS} redirects")
+
+    async def _get(self, url: str) -> Response:
+        try:
+            request = Request("GET", checked_url(url), self._headers)
+            return await self._exchanger.exchange(request, max_bytes=self._max_bytes, seconds=self._seconds)
+        except AddressRefused as error:
+            metrics.REFUSED_ADDRESSES.labels(error.reason).inc()
+            raise _Unreadable(NoText.REFUSED, f"{error.reason}: {error}") from error
+        except ExchangeFailed as error:
+            raise _Unreadable(error.why, str(error)) from error
+
+    async def _text(self, response: Response, url: str) -> str:
+        if response.status != 200:
+            raise _Unreadable(NoText.STATUS, f"HTTP {response.status}")
+        kind = response.headers.get("content-type", "text/html")
+        if not kind.lower().lstrip().startswith(_KINDS):
+            raise _Unreadable(NoText.CONTENT_TYPE, kind)
+        text = await self._main_text(response.content, kind)
+        if "wikipedia.org" in (urlsplit(url).hostname or ""):
+            text = _WIKIPEDIA_END.split(text, maxsplit=1)[0].rstrip()
+        if not text:
+            raise _Unreadable(NoText.NO_TEXT, "no main text found")
+        return text
+
+    async def _main_text(self, content: bytes, kind: str) -> str:
+        """The time spent waiting for others' pages does not count against this one."""
+        async with self._extracting:
+            work = asyncio.get_running_loop().run_in_executor(self._threads, main_text, content, kind)
+            try:
+                return await asyncio.wait_for(work, _EXTRACT_SECONDS)
+            except TimeoutError as error:
+                raise _Unreadable(NoText.NO_TEXT, f"no main text within {_EXTRACT_SECONDS:g} s") from error
+
+
+def main_text(content: bytes, kind: str) -> str:
+    """What a reader came for, without navigation, comments and advertisements; "" if nothing is found."""
+    document: bytes | str = content
+    charset = _CHARSET.search(kind)
+    if charset is not None and charset.group(1).lower() not in _NOT_OF_PAGES:
+        with suppress(LookupError):  # nobody knows it: the extractor looks into the page for another
+            document = content.decode(charset.group(1), "replace")
+    if kind.lower().lstrip().startswith("text/plain"):
+        return _unicode(document if isinstance(document, str) else document.decode("utf-8", "replace"))
+    import trafilatura  # half a second; only services that read pages pay it
+
+    return _unicode(trafilatura.extract(document, include_comments=False, favor_recall=True) or "")
+
+
+def _unicode(text: str) -> str:
+    return text.encode("utf-8", "replace").decode().replace("\x00", "").strip()
