@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 from pydantic_settings import SettingsConfigDict
 
 from searcher.servicekit.settings import ServiceSettings
+from services.retriever.web.settings import WebSettings
 
 
 class RetrieverSettings(ServiceSettings):
@@ -38,6 +39,9 @@ class RetrieverSettings(ServiceSettings):
     """Threads of encoder and search; unset: as many as the process may use cores."""
     watch_seconds: float = Field(default=5.0, ge=0.0)
     """How often to look whether a corpus' folder or `current` link leads to another index; 0: never."""
+
+    web: WebSettings = Field(default_factory=WebSettings)
+    """`RETRIEVER_WEB_*`, for the backend `web`."""
 
     @model_validator(mode="after")
     def _something_to_serve(self) -> Self:

@@ -37,8 +37,15 @@ def settings_of(service: str) -> type[ServiceSettings]:
 
 
 def names_of(settings: type[BaseSettings]) -> set[str]:
-    prefix = settings.model_config["env_prefix"]
-    return {f"{prefix}{field.upper()}" for field in settings.model_fields if field != "shared"}
+    """Of its own fields and of the sections it consists of; `shared` stands by itself."""
+    prefix, fields = settings.model_config["env_prefix"], settings.model_fields
+    sections = {name: field.annotation for name, field in fields.items() if _is_section(field.annotation)}
+    own = {f"{prefix}{name.upper()}" for name in fields.keys() - sections.keys()}
+    return own.union(*(names_of(section) for section in sections.values() if section is not SharedSettings))
+
+
+def _is_section(annotation: Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, BaseSettings)
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from searcher.contracts.errors import InvalidInput, NotFound, NotReady
 from searcher.contracts.search import Passage
 from services.retriever.backend import DEFAULT, Ask, CorpusInfo, Found
+from services.retriever.settings import RetrieverSettings
 from services.retriever.web.cassette import Cassette, CassetteMode
 from services.retriever.web.chain import Chain
 from services.retriever.web.exchange import Exchanger
@@ -23,6 +24,10 @@ WEB = "web"
 MAX_ACCESSED_CHARACTERS = 200_000
 
 
+def open_web_backend(settings: RetrieverSettings) -> "WebBackend":
+    return WebBackend(settings.web)
+
+
 class WebBackend:
     """A Backend. `start` opens everything; until then nothing is read but the settings."""
 
@@ -34,6 +39,7 @@ class WebBackend:
         """Raises InvalidInput that names the setting at fault. Asks nobody: a search costs money."""
         settings = self._settings
         try:
+            settings.require_complete()
             self._cassette = Cassette(settings.cassette_mode, settings.cassette)
             self._exchanger = Exchanger()
             self._budget = Budget(settings.budget_usd, ledger=self._cassette.ledger)

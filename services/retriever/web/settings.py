@@ -2,9 +2,9 @@
 
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, SecretStr, field_validator, model_validator
+from pydantic import Field, NonNegativeFloat, PositiveFloat, SecretStr, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from searcher import __version__
@@ -26,7 +26,7 @@ _REQUESTS_PER_SECOND: dict[Paid, float] = {
 
 
 class WebSettings(BaseSettings):
-    """`RETRIEVER_WEB_*`. All but the text, site and language are about the outside and not needed to replay."""
+    """`RETRIEVER_WEB_*`. To replay a cassette, only `text`, `site`, `language` and the model's name matter."""
 
     model_config = SettingsConfigDict(
         env_prefix="RETRIEVER_WEB_",
@@ -107,6 +107,16 @@ class WebSettings(BaseSettings):
             raise ValueError(f"RETRIEVER_WEB_KEYS_DIR: {path} must hold the key of {name} and nothing else")
         return SecretStr(key)
 
+    def require_complete(self) -> None:
+        """Raises ValueError for what RETRIEVER_BACKEND=web cannot do without; the backend `index` needs none of it."""
+        asks = self.cassette_mode is not CassetteMode.REPLAY
+        if asks and not self.providers:
+            raise ValueError("RETRIEVER_WEB_PROVIDERS: name at least one, for example serper")
+        if self.text is TextKind.SUMMARY and self.summariser_model is None:
+            raise ValueError("RETRIEVER_WEB_SUMMARISER_MODEL: RETRIEVER_WEB_TEXT=summary needs a model")
+        if self.text is TextKind.SUMMARY and asks and self.summariser_url is None:
+            raise ValueError("RETRIEVER_WEB_SUMMARISER_URL: RETRIEVER_WEB_TEXT=summary needs an endpoint")
+
     @field_validator("providers", mode="before")
     @classmethod
     def _names(cls, value: Any) -> Any:
@@ -116,18 +126,6 @@ class WebSettings(BaseSettings):
     @classmethod
     def _addresses(cls, value: Any) -> Any:
         return tuple(_address(text.strip()) for text in value.split(",")) if isinstance(value, str) else value
-
-    @model_validator(mode="after")
-    def _complete(self) -> Self:
-        if self.text is TextKind.SUMMARY and self.summariser_model is None:
-            raise ValueError("RETRIEVER_WEB_SUMMARISER_MODEL: RETRIEVER_WEB_TEXT=summary needs a model")
-        if self.cassette_mode is CassetteMode.REPLAY:
-            return self
-        if not self.providers:
-            raise ValueError("RETRIEVER_WEB_PROVIDERS: name at least one, for example serper")
-        if self.text is TextKind.SUMMARY and self.summariser_url is None:
-            raise ValueError("RETRIEVER_WEB_SUMMARISER_URL: RETRIEVER_WEB_TEXT=summary needs an endpoint")
-        return self
 
 
 def _address(text: str) -> tuple[str, int]:
