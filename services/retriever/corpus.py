@@ -27,8 +27,8 @@ Progress = Callable[[str, int, int], None]
 """Called with (stage, done, total); `total` is constant within a stage."""
 BadLine = Callable[[str], None]
 """Called with file, line number and what is wrong there."""
-Fields = tuple[str, str, str]
-"""id, title, text."""
+Fields = tuple[str, str, str] | tuple[str, str, str, str]
+"""id, title, text, and url where the source has one."""
 
 _INT64 = struct.Struct("<q")
 _HASHES_AT_ONCE = 1_000_000
@@ -44,6 +44,8 @@ class SourcePassage:
     id: str
     title: str
     text: str
+    url: str = ""
+    """Where the text was found; empty for most corpora. Passages of one page share it."""
 
 
 def searchable_text(title: str, text: str) -> str:
@@ -111,13 +113,13 @@ def _parser_for(source: Path) -> Callable[[str], Fields]:
     raise InvalidInput(f"corpus: {source.name} is neither .jsonl nor .tsv (each may be gzipped, .gz)")
 
 
-def _checked(passage_id: str, title: str, text: str) -> Fields:
+def _checked(passage_id: str, title: str, text: str, url: str = "") -> tuple[str, str, str, str]:
     if not passage_id or _LINE_BREAKS_OR_TABS.search(passage_id):
         raise _NotAPassage(f"the id {passage_id!r} is empty or holds a tab or a line break")
     if not title.strip() and not text.strip():
         raise _NotAPassage(f"the passage {passage_id!r} has neither title nor text")
-    (passage_id + title + text).encode()  # half a surrogate pair, written as \ud800, is valid JSON but no text
-    return passage_id, title, text
+    (passage_id + title + text + url).encode()  # half a surrogate pair, written as \ud800, is valid JSON but no text
+    return passage_id, title, text, url
 
 
 def _parse_json(line: str) -> Fields:
@@ -138,9 +140,10 @@ def _parse_json(line: str) -> Fields:
         title = title.removeprefix('"').removesuffix('"')
     else:
         raise _NotAPassage(f'needs "id" and "text" (and "title"), or "id" and "contents"; has {sorted(row)}')
-    if not (isinstance(passage_id, str) and isinstance(title, str) and isinstance(text, str)):
-        raise _NotAPassage('"id", "title" and "text" must be strings')
-    return passage_id, title, text
+    url = row.get("url") or ""
+    if not all(isinstance(value, str) for value in (passage_id, title, text, url)):
+        raise _NotAPassage('"id", "title", "text" and "url" must be strings')
+    return passage_id, title, text, url
 
 
 def _parse_tsv(line: str) -> Fields:
@@ -183,6 +186,8 @@ def write_passages(source: Path, folder: Path, *, on_progress: Progress, on_bad_
         offsets.write(_INT64.pack(0))
         for passage in read_passages(source, on_progress=on_progress, on_bad_line=on_bad_line):
             row = {"id": passage.id, "title": passage.title, "text": passage.text}
+            if passage.url:
+                row["url"] = passage.url
             offset += blob.write(json.dumps(row, ensure_ascii=False, separators=(",", ":")).encode() + b"\n")
             offsets.write(_INT64.pack(offset))
             id_hashes.write(_INT64.pack(hash(passage.id)))

@@ -278,10 +278,9 @@ class Engine:
         while self._wait():
             self._do_errands()
             wanted = [job for job in self._take() if self._is_wanted(job)]
+            self._in_hand = len(wanted)
             for (corpus, k), jobs in _alike(wanted).items():
                 self._answer(corpus, k, jobs)
-            with self._changed:
-                self._in_hand = 0
 
     def _wait(self) -> bool:
         """Until there is something to do; False once closing and there is nothing."""
@@ -317,26 +316,28 @@ class Engine:
         return True
 
     def _answer(self, corpus: Corpus, k: int, jobs: list[Waiting]) -> None:
-        started = self._clock()
+        self._busy_since = self._clock()
         try:
             hits = _search(corpus, k, jobs)
         except Exception as error:  # each caller gets it, and the thread lives on
             if not isinstance(error, SearcherError):
                 log.error("search failed", corpus=corpus.name, queries=len(jobs), exc_info=error)
-            self._hand_over(jobs, [error] * len(jobs))
+            self._learn(len(jobs))
+            self._loop.call_soon_threadsafe(self._settle, jobs, [error] * len(jobs))
         else:
             self._proven_at = self._clock()
-            self._hand_over(jobs, hits)
+            self._learn(len(jobs))
+            self._loop.call_soon_threadsafe(self._settle, jobs, hits)
             if self.shared_cache is not None:
                 self._loop.call_soon_threadsafe(self._share, jobs, hits)
-        cost = (self._clock() - started) / len(jobs)
-        known = self._seconds_per_query
-        self._seconds_per_query = known + _COST_SMOOTHING * (cost - known) if known else cost
-        self._queries_per_batch += _COST_SMOOTHING * (len(jobs) - self._queries_per_batch)
-        metrics.BATCH_QUERIES.observe(len(jobs))
 
-    def _hand_over(self, jobs: Sequence[Waiting], outcomes: Sequence[Hits | Exception]) -> None:
-        self._loop.call_soon_threadsafe(self._settle, jobs, outcomes)
+    def _learn(self, num_queries: int) -> None:
+        """What a query costs. Before their callers are told, lest they find themselves still waiting."""
+        cost, known = (self._clock() - self._busy_since) / num_queries, self._seconds_per_query
+        self._seconds_per_query = known + _COST_SMOOTHING * (cost - known) if known else cost
+        self._queries_per_batch += _COST_SMOOTHING * (num_queries - self._queries_per_batch)
+        self._in_hand -= num_queries
+        metrics.BATCH_QUERIES.observe(num_queries)
 
 
 def _alike(jobs: list[Waiting]) -> dict[tuple[Corpus, int], list[Waiting]]:

@@ -56,7 +56,7 @@ class Corpus:
 
 
 class Library:
-    """Opens indexes; encoders with equal cards are loaded once."""
+    """Opens indexes; encoders with equal cards are loaded once, and forgotten with the last index that has them."""
 
     def __init__(self, *, num_threads: int | None = None) -> None:
         self.num_threads = num_threads or len(os.sched_getaffinity(0))
@@ -87,9 +87,10 @@ class Library:
         here = folder / ENCODER_FOLDER
         if read_card(here) != card:
             raise InvalidInput(f"{here}: is not the encoder that {folder / MANIFEST_FILE} names; build the index again")
-        if card not in self._encoders:
-            self._encoders[card] = OnnxEncoder(here, num_threads=self.num_threads)
-        return self._encoders[card]
+        encoder = self._encoders.get(card)
+        if encoder is None:
+            encoder = self._encoders[card] = OnnxEncoder(here, num_threads=self.num_threads)
+        return encoder
 
 
 def locations(index_dir: Path) -> dict[str, Path]:

@@ -1,38 +1,90 @@
-import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.retriever.cache import HitCache, Hits
+from services.retriever import metrics
+from services.retriever.cache import HitCache, Hits, RedisCache, cache_key
+
+FOUND = Hits((3, 2**40), (1.5, -0.25))
 
 
-def hits() -> Hits:
-    return Hits(np.array([0]), np.array([1.0], dtype=np.float32))
+def key(query: str, k: int = 3, identity: bytes = b"build") -> bytes:
+    return cache_key(identity, query, k)
+
+
+def test_what_is_packed_comes_out_alike() -> None:
+    assert Hits.unpack(FOUND.pack()) == FOUND
+    assert Hits.unpack(Hits((), ()).pack()) == Hits((), ())
+
+
+def test_other_bytes_are_no_hits() -> None:
+    with pytest.raises(ValueError, match="13 bytes"):
+        Hits.unpack(b"x" * 13)
 
 
 def test_the_answer_not_used_for_longest_is_forgotten_first() -> None:
     cache = HitCache(2)
-    cache.put(("c", "first", 3), hits())
-    cache.put(("c", "second", 3), hits())
-    cache.get(("c", "first", 3))
+    cache.put(key("first"), FOUND)
+    cache.put(key("second"), FOUND)
+    cache.get(key("first"))
 
-    cache.put(("c", "third", 3), hits())
+    cache.put(key("third"), FOUND)
 
-    assert cache.get(("c", "second", 3)) is None
-    assert cache.get(("c", "first", 3)) is not None
-
-
-def test_the_same_query_with_another_k_is_another_answer() -> None:
-    cache = HitCache(2)
-    cache.put(("c", "q", 3), hits())
-
-    assert cache.get(("c", "q", 5)) is None
+    assert cache.get(key("second")) is None
+    assert cache.get(key("first")) == FOUND
 
 
-@given(max_entries=st.integers(0, 4), keys=st.lists(st.sampled_from("abcdefgh"), max_size=40))
-def test_a_cache_never_grows_beyond_its_limit(max_entries: int, keys: list[str]) -> None:
+def test_another_k_another_build_another_query_are_other_answers() -> None:
+    keys = {key("q"), key("q", k=5), key("q", identity=b"other build"), key("r")}
+
+    assert len(keys) == 4
+
+
+@given(max_entries=st.integers(0, 4), queries=st.lists(st.sampled_from("abcdefgh"), max_size=40))
+def test_a_cache_never_grows_beyond_its_limit(max_entries: int, queries: list[str]) -> None:
     cache = HitCache(max_entries)
 
-    for key in keys:
-        cache.put(("c", key, 1), hits())
+    for query in queries:
+        cache.put(key(query), FOUND)
 
-    assert len(cache) == min(max_entries, len(set(keys)))
+    assert len(cache) == min(max_entries, len(set(queries)))
+
+
+def calls(outcome: str) -> float:
+    return metrics.SHARED_CACHE.labels(outcome)._value.get()
+
+
+@pytest.mark.anyio
+async def test_replicas_share_what_they_found(redis_url: str) -> None:
+    # Not the product's 5 ms: a busy machine is not a failure.
+    one, other = RedisCache(redis_url, timeout_seconds=10), RedisCache(redis_url, timeout_seconds=10)
+    await one.put({key("a"): FOUND, key("b"): Hits((), ())})
+
+    assert await other.get([key("a"), key("b"), key("c")]) == {key("a"): FOUND, key("b"): Hits((), ())}
+    await one.close()
+    await other.close()
+
+
+@pytest.mark.anyio
+async def test_without_redis_there_are_no_hits_and_no_errors_and_nobody_asks_it_for_a_while() -> None:
+    now = 0.0
+    failed, resting = calls("failed"), calls("resting")
+    cache = RedisCache("redis://127.0.0.1:1/0", rest_seconds=1.0, clock=lambda: now)
+
+    assert await cache.get([key("a")]) == {}
+    await cache.put({key("a"): FOUND})
+    assert (calls("failed") - failed, calls("resting") - resting) == (1, 1)
+
+    now = 1.5
+    assert await cache.get([key("a")]) == {}
+    assert (calls("failed") - failed, calls("resting") - resting) == (2, 1)
+    await cache.close()
+
+
+@pytest.mark.anyio
+async def test_an_entry_that_is_not_ours_is_no_hit(redis_url: str) -> None:
+    cache = RedisCache(redis_url, timeout_seconds=10)
+    await cache._redis.set(RedisCache.PREFIX + key("a"), b"not hits")
+
+    assert await cache.get([key("a")]) == {}
+    await cache.close()

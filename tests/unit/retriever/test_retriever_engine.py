@@ -2,15 +2,16 @@
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from searcher.contracts.errors import NotFound, NotReady, Overloaded
+from searcher.contracts.errors import NotReady, Overloaded
 from services.retriever.build_index import build_index
+from services.retriever.cache import Hits, Key
 from services.retriever.engine import Engine
 from services.retriever.index import NOTHING, Rows, Scores
 from services.retriever.library import Corpus, Library
@@ -51,94 +52,163 @@ def corpus(tmp_path: Path, write_corpus: Callable[..., Path], toy: ToyIndex) -> 
     return replace(Library().open(tmp_path / "index", "world"), index=toy)
 
 
-def engine_of(corpus: Corpus, toy: ToyIndex, *, max_batch: int = 64) -> Engine:
+def engine_of(toy: ToyIndex, **settings: object) -> Engine:
     """An engine that lives in the toy's time."""
-    engine = Engine(
-        {"world": corpus}, max_batch=max_batch, queue_seconds=60.0, cache_entries=100, clock=lambda: toy.now
-    )
+    engine = Engine(**{"cache_entries": 100, "clock": lambda: toy.now, **settings})  # type: ignore[arg-type]
     engine.start()
     return engine
 
 
 @pytest.fixture
-async def engine(corpus: Corpus, toy: ToyIndex) -> AsyncIterator[Engine]:
-    engine = engine_of(corpus, toy)
+async def engine(toy: ToyIndex) -> AsyncIterator[Engine]:
+    engine = engine_of(toy)
     yield engine
     toy.let_go.set()
     await engine.close()
 
 
-async def ask(engine: Engine, query: str, k: int = 1) -> list[int]:
-    (hits,) = await engine.search([query], corpus=engine.corpus("world"), k=k)
-    return hits.rows.tolist()
+def ask(
+    engine: Engine, corpus: Corpus, *queries: str, k: int = 1, seconds: float = 60.0, patient: bool = False
+) -> "asyncio.Task[list[list[int]]]":
+    """Rows per query, asked in one request."""
+
+    async def rows() -> list[list[int]]:
+        found = await engine.search(
+            queries, corpus=corpus, k_Q=[k] * len(queries), deadline_seconds=seconds, patient=patient
+        )
+        return [list(hits.rows) for hits in found]
+
+    return asyncio.create_task(rows())
 
 
-async def while_busy(engine: Engine, toy: ToyIndex, *queries: str) -> list[asyncio.Task[list[int]]]:
-    """The first query is being searched; the others wait behind it."""
-    tasks = [asyncio.create_task(ask(engine, queries[0]))]
+async def begun(toy: ToyIndex) -> None:
     assert await asyncio.to_thread(toy.began.acquire, timeout=30)
-    tasks += [asyncio.create_task(ask(engine, query)) for query in queries[1:]]
-    await asyncio.sleep(0)  # each task reaches the queue
-    return tasks
 
 
-async def test_hits_come_in_the_order_of_the_queries(engine: Engine, toy: ToyIndex) -> None:
+async def test_hits_come_in_the_order_of_the_queries(engine: Engine, corpus: Corpus, toy: ToyIndex) -> None:
     toy.let_go.set()
 
-    found = await engine.search(["5", "none", "1", "5"], corpus=engine.corpus("world"), k=2)
+    assert await ask(engine, corpus, "5", "none", "1", "5", k=2) == [[5, 6], [], [1, 2], [5, 6]]
+    assert toy.batches == [["5", "none", "1"]]
 
-    assert [hits.rows.tolist() for hits in found] == [[5, 6], [], [1, 2], [5, 6]]
 
-
-async def test_what_arrives_while_the_engine_is_busy_becomes_one_batch(engine: Engine, toy: ToyIndex) -> None:
-    tasks = await while_busy(engine, toy, "1", "2", "3", "4")
+async def test_what_arrives_while_the_engine_is_busy_becomes_one_batch(
+    engine: Engine, corpus: Corpus, toy: ToyIndex
+) -> None:
+    first = ask(engine, corpus, "1")
+    await begun(toy)
+    others = [ask(engine, corpus, query) for query in ("2", "3", "4")]
+    await asyncio.sleep(0)
     toy.let_go.set()
 
-    found = await asyncio.gather(*tasks)
-
-    assert found == [[1], [2], [3], [4]]
+    assert await asyncio.gather(first, *others) == [[[1]], [[2]], [[3]], [[4]]]
     assert toy.batches == [["1"], ["2", "3", "4"]]
 
 
 async def test_a_batch_has_a_limit(corpus: Corpus, toy: ToyIndex) -> None:
-    engine = engine_of(corpus, toy, max_batch=2)
+    engine = engine_of(toy, max_batch=2)
     toy.let_go.set()
 
-    await engine.search(["1", "2", "3", "4", "5"], corpus=corpus, k=1)
+    await ask(engine, corpus, "1", "2", "3", "4", "5")
     await engine.close()
 
     assert toy.batches == [["1", "2"], ["3", "4"], ["5"]]
 
 
-async def test_identical_queries_of_one_batch_are_searched_once(engine: Engine, toy: ToyIndex) -> None:
-    tasks = await while_busy(engine, toy, "1", "2", "2", "2")
-    toy.let_go.set()
-
-    found = await asyncio.gather(*tasks)
-
-    assert found == [[1], [2], [2], [2]]
-    assert toy.batches == [["1"], ["2"]]
-
-
-async def test_everyone_gets_as_many_as_they_asked_for(engine: Engine, toy: ToyIndex) -> None:
-    first = asyncio.create_task(ask(engine, "1"))
-    await asyncio.to_thread(toy.began.acquire, timeout=30)
-    shallow, deep = asyncio.create_task(ask(engine, "2", k=1)), asyncio.create_task(ask(engine, "2", k=3))
+async def test_a_large_request_does_not_starve_single_queries(corpus: Corpus, toy: ToyIndex) -> None:
+    engine = engine_of(toy, max_batch=64, bulk_slice=16, interactive_queries=16)
+    bulk = ask(engine, corpus, *(str(n) for n in range(1000, 1512)))
+    await begun(toy)
+    single = ask(engine, corpus, "7")
     await asyncio.sleep(0)
     toy.let_go.set()
 
-    assert await asyncio.gather(first, shallow, deep) == [[1], [2], [2, 3, 4]]
+    assert await single == [[7]]
+    assert len(await bulk) == 512
+    await engine.close()
+
+    assert "7" in toy.batches[1]
+    # While somebody may be in a hurry, the large request gets slices of 16; before and long after, whole batches.
+    assert [len(batch) for batch in toy.batches] == [64, 17, *[16] * 7, 64, 64, 64, 64, 64]
 
 
-async def test_an_answer_given_once_is_not_searched_again(engine: Engine, toy: ToyIndex) -> None:
+async def test_single_queries_do_not_starve_a_large_request(corpus: Corpus, toy: ToyIndex) -> None:
+    engine = engine_of(toy, max_batch=8, bulk_slice=2, interactive_queries=4)
+    first = ask(engine, corpus, "0")
+    await begun(toy)
+    singles = [ask(engine, corpus, str(n)) for n in range(1, 21)]
+    bulk = ask(engine, corpus, *(str(n) for n in range(100, 105)))
+    await asyncio.sleep(0)
     toy.let_go.set()
 
-    assert await ask(engine, "1") == await ask(engine, "1") == [1]
+    await asyncio.gather(first, *singles, bulk)
+    await engine.close()
+
+    assert [sum(int(query) >= 100 for query in batch) for batch in toy.batches] == [0, 2, 2, 1, 0]
+
+
+async def test_identical_queries_of_many_requests_are_searched_once(
+    engine: Engine, corpus: Corpus, toy: ToyIndex
+) -> None:
+    first = ask(engine, corpus, "1")
+    await begun(toy)
+    others = [ask(engine, corpus, "1"), ask(engine, corpus, "2"), ask(engine, corpus, "2")]
+    await asyncio.sleep(0)
+    toy.let_go.set()
+
+    assert await asyncio.gather(first, *others) == [[[1]], [[1]], [[2]], [[2]]]
+    assert toy.batches == [["1"], ["2"]]
+
+
+async def test_a_query_in_a_hurry_takes_the_same_one_of_a_large_request_along(corpus: Corpus, toy: ToyIndex) -> None:
+    engine = engine_of(toy, max_batch=2, bulk_slice=1, interactive_queries=1)
+    first = ask(engine, corpus, "1")
+    await begun(toy)
+    bulk = ask(engine, corpus, *(str(n) for n in range(10, 20)))
+    await asyncio.sleep(0)
+    single = ask(engine, corpus, "19")
+    await asyncio.sleep(0)
+    toy.let_go.set()
+
+    await asyncio.gather(first, bulk, single)
+    await engine.close()
+
+    assert toy.batches[1] == ["19", "10"]
+    assert sum(batch.count("19") for batch in toy.batches) == 1
+
+
+async def test_nobodys_answer_depends_on_who_else_asks(engine: Engine, corpus: Corpus, toy: ToyIndex) -> None:
+    first = ask(engine, corpus, "1")
+    await begun(toy)
+    shallow, deep = ask(engine, corpus, "2", k=1), ask(engine, corpus, "2", k=3)
+    await asyncio.sleep(0)
+    toy.let_go.set()
+
+    assert await asyncio.gather(first, shallow, deep) == [[[1]], [[2]], [[2, 3, 4]]]
+    assert toy.batches == [["1"], ["2"], ["2"]]  # an approximate index looks elsewhere when it looks deeper
+
+
+async def test_an_answer_given_once_is_not_searched_again(engine: Engine, corpus: Corpus, toy: ToyIndex) -> None:
+    toy.let_go.set()
+
+    assert await ask(engine, corpus, "1") == await ask(engine, corpus, "1") == [[1]]
     assert toy.batches == [["1"]]
 
 
-async def test_a_query_whose_caller_left_is_not_searched(engine: Engine, toy: ToyIndex) -> None:
-    first, second, third = await while_busy(engine, toy, "1", "2", "3")
+async def test_another_build_of_the_index_has_answers_of_its_own(engine: Engine, corpus: Corpus, toy: ToyIndex) -> None:
+    toy.let_go.set()
+
+    await ask(engine, corpus, "1")
+    await ask(engine, replace(corpus, sha256="another"), "1")
+
+    assert toy.batches == [["1"], ["1"]]
+
+
+async def test_a_query_whose_caller_left_is_not_searched(engine: Engine, corpus: Corpus, toy: ToyIndex) -> None:
+    first = ask(engine, corpus, "1")
+    await begun(toy)
+    second, third = ask(engine, corpus, "2"), ask(engine, corpus, "3")
+    await asyncio.sleep(0)
     second.cancel()
     await asyncio.sleep(0)
     toy.let_go.set()
@@ -148,72 +218,239 @@ async def test_a_query_whose_caller_left_is_not_searched(engine: Engine, toy: To
     assert toy.batches == [["1"], ["3"]]
 
 
-async def test_a_failed_search_reaches_its_callers_and_the_engine_lives_on(engine: Engine, toy: ToyIndex) -> None:
+async def test_a_query_is_searched_as_long_as_one_of_its_callers_waits(
+    engine: Engine, corpus: Corpus, toy: ToyIndex
+) -> None:
+    first = ask(engine, corpus, "1")
+    await begun(toy)
+    leaves, stays = ask(engine, corpus, "2"), ask(engine, corpus, "2")
+    await asyncio.sleep(0)
+    leaves.cancel()
+    await asyncio.sleep(0)
+    toy.let_go.set()
+
+    assert await asyncio.gather(first, stays) == [[[1]], [[2]]]
+
+
+async def test_a_query_that_was_left_can_be_asked_again(engine: Engine, corpus: Corpus, toy: ToyIndex) -> None:
+    first = ask(engine, corpus, "1")
+    await begun(toy)
+    leaves = ask(engine, corpus, "2")
+    await asyncio.sleep(0)
+    leaves.cancel()
+    toy.let_go.set()
+    await first
+
+    assert await ask(engine, corpus, "2") == [[2]]
+
+
+async def test_a_failed_search_reaches_its_callers_and_the_engine_lives_on(
+    engine: Engine, corpus: Corpus, toy: ToyIndex
+) -> None:
     toy.let_go.set()
 
     with pytest.raises(OSError, match="could not be read"):
-        await ask(engine, "broken")
+        await ask(engine, corpus, "broken")
 
-    assert await ask(engine, "1") == [1]
+    assert await ask(engine, corpus, "1") == [[1]]
 
 
-async def test_new_queries_are_refused_when_those_ahead_take_too_long(engine: Engine, toy: ToyIndex) -> None:
+async def test_a_query_is_refused_at_once_when_its_deadline_cannot_be_kept(
+    engine: Engine, corpus: Corpus, toy: ToyIndex
+) -> None:
     toy.let_go.set()
-    toy.seconds_per_search = 400.0
-    await ask(engine, "1")  # a tenth of what it cost is believed: 40 s a query
+    toy.seconds_per_search = 4.0
+    await ask(engine, corpus, "1")
     toy.let_go.clear()
     toy.began.acquire()
-    tasks = await while_busy(engine, toy, "2", "3")
+    ahead = [ask(engine, corpus, "2")]
+    await begun(toy)
+    ahead.append(ask(engine, corpus, "3"))
+    await asyncio.sleep(0)
 
-    with pytest.raises(Overloaded, match=r"2 queries wait, about 80\.0 s"):
-        await ask(engine, "4")
-
+    # One in hand, one waits, and its own search: 12 s, which is too much for 0.9 of 13 s and enough for 0.9 of 14 s.
+    with pytest.raises(Overloaded, match=r"2 queries wait, about 8\.0 s") as refused:
+        await ask(engine, corpus, "4", seconds=13.0)
+    ahead.append(ask(engine, corpus, "5", seconds=14.0))
+    await asyncio.sleep(0)
     toy.let_go.set()
-    await asyncio.gather(*tasks, return_exceptions=True)
+
+    assert refused.value.retry_after_seconds == 8.0
+    assert await asyncio.gather(*ahead) == [[[2]], [[3]], [[5]]]
 
 
-async def test_new_queries_are_refused_when_the_engine_does_not_come_back(engine: Engine, toy: ToyIndex) -> None:
-    await while_busy(engine, toy, "1")
-    toy.now += 61
+async def test_whoever_comes_alone_is_served_whatever_the_estimate(
+    engine: Engine, corpus: Corpus, toy: ToyIndex
+) -> None:
+    toy.let_go.set()
+    toy.seconds_per_search = 1_000.0
+    await ask(engine, corpus, "1")
 
-    with pytest.raises(Overloaded, match=r"1 queries wait, about 61\.0 s"):
-        await ask(engine, "2")
+    assert await ask(engine, corpus, "2", seconds=0.1) == [[2]]
 
 
-async def test_a_query_that_waited_too_long_is_given_up_unsearched(engine: Engine, toy: ToyIndex) -> None:
+async def test_a_patient_caller_waits_for_room(engine: Engine, corpus: Corpus, toy: ToyIndex) -> None:
+    toy.let_go.set()
+    toy.seconds_per_search = 4.0
+    await ask(engine, corpus, "1")
+    toy.let_go.clear()
+    toy.began.acquire()
+    first = ask(engine, corpus, "2")
+    await begun(toy)
+    patient = ask(engine, corpus, "3", seconds=6.0, patient=True)
+    await asyncio.sleep(0.1)
+    assert not patient.done()
+    toy.let_go.set()
+
+    assert await asyncio.gather(first, patient) == [[[2]], [[3]]]
+
+
+async def test_patience_ends_with_the_deadline(engine: Engine, corpus: Corpus, toy: ToyIndex) -> None:
+    first = ask(engine, corpus, "1")
+    await begun(toy)
+    toy.now = 10.0  # it hangs: nobody knows for how long
+    patient = ask(engine, corpus, "2", seconds=5.0, patient=True)
+    await asyncio.sleep(0)
+    toy.now = 16.0
+
+    with pytest.raises(Overloaded):
+        await patient
+    toy.let_go.set()
+    await first
+
+
+async def test_new_queries_are_refused_when_the_engine_does_not_come_back(
+    engine: Engine, corpus: Corpus, toy: ToyIndex
+) -> None:
+    first = ask(engine, corpus, "1")
+    await begun(toy)
+
+    toy.now = 59.0
+    with pytest.raises(Overloaded, match=r"1 queries wait, about 59\.0 s"):
+        await ask(engine, corpus, "2")
+    toy.now = 61.0
+    with pytest.raises(NotReady, match="running for 61 s"):
+        engine.check()
+    toy.let_go.set()
+    await first
+
+
+async def test_a_query_whose_deadline_is_over_is_given_up_unsearched(
+    engine: Engine, corpus: Corpus, toy: ToyIndex
+) -> None:
     toy.seconds_per_search = 61
-    first, second = await while_busy(engine, toy, "1", "2")
+    first = ask(engine, corpus, "1")
+    await begun(toy)
+    second = ask(engine, corpus, "2")
+    await asyncio.sleep(0)
     toy.let_go.set()
 
-    assert await first == [1]
+    assert await first == [[1]]
     with pytest.raises(Overloaded, match=r"waited 61\.0 s"):
         await second
     assert toy.batches == [["1"]]
 
 
 async def test_a_request_once_begun_is_finished_however_long_it_takes(corpus: Corpus, toy: ToyIndex) -> None:
-    engine = engine_of(corpus, toy, max_batch=1)
+    engine = engine_of(toy, max_batch=1)
     toy.seconds_per_search = 50.0
     toy.let_go.set()
 
-    found = await engine.search(["1", "2", "3"], corpus=corpus, k=1)
+    found = await ask(engine, corpus, "1", "2", "3")
     await engine.close()
 
-    assert [hits.rows.tolist() for hits in found] == [[1], [2], [3]]
+    assert found == [[1], [2], [3]]
 
 
 async def test_closing_answers_what_waits_and_then_refuses(corpus: Corpus, toy: ToyIndex) -> None:
-    engine = engine_of(corpus, toy)
-    tasks = await while_busy(engine, toy, "1", "2")
+    engine = engine_of(toy)
+    first = ask(engine, corpus, "1")
+    await begun(toy)
+    second = ask(engine, corpus, "2")
+    await asyncio.sleep(0)
     toy.let_go.set()
 
     await engine.close()
 
-    assert await asyncio.gather(*tasks) == [[1], [2]]
+    assert await asyncio.gather(first, second) == [[[1]], [[2]]]
     with pytest.raises(NotReady):
-        await ask(engine, "3")
+        await ask(engine, corpus, "3")
 
 
-async def test_an_unknown_corpus_is_refused_with_the_known_ones(engine: Engine) -> None:
-    with pytest.raises(NotFound, match="'moon' is not one of world"):
-        engine.corpus("moon")
+async def test_errands_run_in_the_engines_thread_before_what_waits(
+    engine: Engine, corpus: Corpus, toy: ToyIndex
+) -> None:
+    first = ask(engine, corpus, "1")
+    await begun(toy)
+    second = ask(engine, corpus, "2")
+    await asyncio.sleep(0)
+    errand = asyncio.create_task(engine.run(lambda: (threading.current_thread().name, list(toy.batches))))
+    await asyncio.sleep(0)
+    toy.let_go.set()
+
+    assert await errand == ("retriever-engine", [["1"]])
+    await asyncio.gather(first, second)
+
+
+async def test_a_failed_errand_reaches_who_sent_for_it(engine: Engine, corpus: Corpus, toy: ToyIndex) -> None:
+    toy.let_go.set()
+
+    def fail() -> None:
+        raise LookupError("gone")
+
+    with pytest.raises(LookupError, match="gone"):
+        await engine.run(fail)
+
+    assert await ask(engine, corpus, "1") == [[1]]
+
+
+class ToySharedCache:
+    def __init__(self) -> None:
+        self.entries: dict[Key, Hits] = {}
+        self.opened = asyncio.Event()
+        self.asked: list[int] = []
+
+    async def get(self, keys: Sequence[Key]) -> Mapping[Key, Hits]:
+        self.asked.append(len(keys))
+        await self.opened.wait()
+        return {key: self.entries[key] for key in keys if key in self.entries}
+
+    async def put(self, entries: Mapping[Key, Hits]) -> None:
+        self.entries |= entries
+
+    async def close(self) -> None:
+        self.opened.clear()
+
+
+async def test_what_a_replica_found_is_not_searched_again(corpus: Corpus, toy: ToyIndex) -> None:
+    shared = ToySharedCache()
+    shared.opened.set()
+    toy.let_go.set()
+    one, other = engine_of(toy, shared_cache=shared), engine_of(toy, shared_cache=shared)
+
+    await ask(one, corpus, "1", "none", k=2)
+    await one.close()
+    shared.opened.set()
+    found = await ask(other, corpus, "1", "none", "3", k=2)
+    await other.close()
+
+    assert found == [[1, 2], [], [3, 4]]
+    assert toy.batches == [["1", "none"], ["3"]]
+
+
+async def test_a_caller_who_leaves_during_the_look_up_does_not_take_the_query_along(
+    corpus: Corpus, toy: ToyIndex
+) -> None:
+    shared = ToySharedCache()
+    toy.let_go.set()
+    engine = engine_of(toy, shared_cache=shared)
+    leaves, stays = ask(engine, corpus, "1"), ask(engine, corpus, "1")
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    leaves.cancel()
+    await asyncio.sleep(0)
+    shared.opened.set()
+
+    assert await stays == [[1]]
+    assert shared.asked == [1]
+    await engine.close()

@@ -1,3 +1,4 @@
+import gc
 import json
 import shutil
 from collections.abc import Callable
@@ -126,6 +127,10 @@ def test_corpora_of_one_encoder_share_it(
         build_index(write_corpus(), tmp_path / "flat" / name, kind="flat", encoder=encoder)
     library = Library(num_threads=1)
 
-    library.open_all(tmp_path / "flat")
-
+    corpora = library.open_all(tmp_path / "flat")
+    assert sorted(corpora) == ["one", "two"]
     assert len(library._encoders) == 1
+
+    del corpora
+    gc.collect()
+    assert len(library._encoders) == 0
