@@ -212,6 +212,8 @@ class Deployment:
         """All processes, each after those that it talks to."""
         evaluator_environment = {
             "EVALUATOR_ROLLOUT_URL": self.url(ROLLOUT_PORT),
+            "EVALUATOR_RETRIEVER_URL": self.url(RETRIEVER_PORT),
+            "EVALUATOR_REWARD_URL": self.url(REWARD_PORT),
             "EVALUATOR_DATA_DIR": str(self.evaluations_dir),
             **_threads(1),
         }

@@ -25,10 +25,14 @@ ANSWERED = Counter(
 )
 CHUNK_SECONDS = Histogram(
     "searcher_evaluator_chunk_seconds",
-    "Time from taking a chunk to storing its answers. Close to the rollout timeout: make chunks smaller.",
+    "Time from taking a chunk to its last answer and verdict. Close to the rollout timeout: make chunks smaller.",
     buckets=(0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600),
 )
 OUTAGES = Counter(
     "searcher_evaluator_outages",
-    "Chunks put back because rollout did not answer. Rising: look at rollout; the evaluations wait.",
+    "Chunks put back because rollout, or the model they are for, did not answer. Rising: look there; they wait.",
+)
+NOT_JUDGED = Counter(
+    "searcher_evaluator_not_judged",
+    "Answers that the judge gave no verdict on. Rising: look at the judge, then resume the evaluations.",
 )

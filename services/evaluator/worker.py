@@ -1,7 +1,8 @@
 """Celery tasks -> stored answers: `python -m celery -A services.evaluator.worker worker`.
 
-A task names a chunk and nothing else. The worker claims it, keeps its lease while rollout works, and stores the
-answers; whatever happens to the worker in between, the lease runs out and the chunk is sent again.
+A task names a chunk and nothing else. The worker claims it and keeps its lease while it has the questions answered,
+stores the answers, and has them judged; whatever happens to the worker in between, the lease runs out and the chunk is
+sent again. What is stored by then is not asked again.
 """
 
 import asyncio
@@ -18,14 +19,21 @@ from prometheus_client import start_http_server
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
+from searcher.clients.chat import ChatClient
+from searcher.clients.judge import JudgeClient
+from searcher.clients.retriever import RetrieverClient
+from searcher.clients.reward import RewardClient
 from searcher.clients.rollout import RolloutClient
 from searcher.contracts.errors import InvalidInput, Unavailable
+from searcher.contracts.report import OpenAIModel
 from searcher.servicekit.logging import configure_logging
 from searcher.servicekit.streams import connect
-from services.evaluator.answering import answer
+from services.evaluator.answering import Answerer, RolloutAnswers
 from services.evaluator.dispatch import TASK, create_celery, dispatch
 from services.evaluator.jobs import Claim, Jobs
-from services.evaluator.metrics import ANSWERED, CHUNK_SECONDS, OUTAGES
+from services.evaluator.judging import verdicts
+from services.evaluator.metrics import ANSWERED, CHUNK_SECONDS, NOT_JUDGED, OUTAGES
+from services.evaluator.openai_model import ModelAnswers
 from services.evaluator.settings import EvaluatorSettings
 
 log = structlog.get_logger()
@@ -42,8 +50,8 @@ def create_worker(settings: EvaluatorSettings) -> Celery:
     celery = create_celery(settings)
 
     @celery.task(name=TASK)  # type: ignore[untyped-decorator]
-    def evaluate_chunk(evaluation_id: str, chunk: int) -> None:
-        asyncio.run(_evaluate(settings, celery, evaluation_id, chunk))
+    def evaluate_chunk(evaluation_id: str, number: int) -> None:
+        asyncio.run(_evaluate(settings, celery, evaluation_id, number))
 
     @worker_ready.connect(weak=False)  # type: ignore[untyped-decorator]
     def serve_metrics(**_: Any) -> None:
@@ -54,30 +62,22 @@ def create_worker(settings: EvaluatorSettings) -> Celery:
     return celery
 
 
-async def _evaluate(settings: EvaluatorSettings, celery: Celery, evaluation_id: str, chunk: int) -> None:
+async def _evaluate(settings: EvaluatorSettings, celery: Celery, evaluation_id: str, number: int) -> None:
     async with AsyncExitStack() as stack:
-        redis = await stack.enter_async_context(connect(settings.shared.redis_url))
-        rollout = await stack.enter_async_context(
-            RolloutClient(
-                settings.rollout_url,
-                api_key=settings.shared.api_key,
-                timeout_seconds=settings.rollout_timeout_seconds,
-            )
-        )
-        jobs = Jobs(redis, settings)
-        claim = await jobs.claim(evaluation_id, chunk, owner=uuid4().hex)
+        jobs = Jobs(await stack.enter_async_context(connect(settings.shared.redis_url)), settings)
+        claim = await jobs.claim(evaluation_id, number, owner=uuid4().hex)
         if claim is not None:
-            await evaluate(jobs, rollout, claim)
+            judge = await _judge(settings, stack) if claim.outline.judge else None
+            await evaluate(jobs, claim, await _answerer(settings, claim, stack), judge)
         await dispatch(jobs, celery, evaluation_id)
 
 
-async def evaluate(jobs: Jobs, rollout: RolloutClient, claim: Claim) -> None:
-    """Answer a claimed chunk. Outages put it back; a request that rollout refuses fails the evaluation."""
-    settings, started = jobs.settings, time.monotonic()
-    bound = log.bind(evaluation=claim.evaluation_id, chunk=claim.chunk)
-    work = answer(claim, rollout, weights_wait_seconds=settings.weights_wait_seconds)
+async def evaluate(jobs: Jobs, claim: Claim, answerer: Answerer, judge: JudgeClient | None = None) -> None:
+    """Answer a claimed chunk. Outages put it back; a question that cannot be asked fails the evaluation."""
+    started = time.monotonic()
+    bound = log.bind(evaluation=claim.evaluation_id, chunk=claim.number, system=claim.chunk.system)
     try:
-        weights, rows = await _under_lease(jobs, claim, work)
+        await _under_lease(jobs, claim, _answer(jobs, claim, answerer, judge))
     except LeaseLost:
         bound.warning("lease lost")
     except Unavailable as error:
@@ -88,9 +88,61 @@ async def evaluate(jobs: Jobs, rollout: RolloutClient, claim: Claim) -> None:
         bound.error("failed", error=error.detail)
         await jobs.fail(claim.evaluation_id, reason=error.detail)
     else:
-        ANSWERED.inc(await jobs.store(claim, rows, weights=weights))
+        await jobs.finish(claim)
         CHUNK_SECONDS.observe(time.monotonic() - started)
-        bound.info("answered", questions=len(rows), weights=weights)
+        bound.info("answered", questions=len(claim.chunk.questions))
+
+
+async def _answer(jobs: Jobs, claim: Claim, answerer: Answerer, judge: JudgeClient | None) -> None:
+    """Store what is not answered yet, then the verdicts on what is. Raises Unavailable, having stored what there is."""
+    known = await jobs.answers(claim)
+    questions = [question for question in claim.chunk.questions if question.id not in known]
+    if questions:
+        answers = await answerer.answer(claim, questions)
+        ANSWERED.inc(await jobs.store(claim, answers.rows, weights=answers.weights))
+        if answers.outage:
+            raise answers.outage
+    if judge is not None:
+        answered = (await jobs.answers(claim)).values()
+        found = await verdicts(judge, answered)
+        await jobs.judge(claim, found.by_id, problem=found.problem)
+        NOT_JUDGED.inc(sum(row.judge is None for row in answered) - len(found.by_id))
+
+
+async def _answerer(settings: EvaluatorSettings, claim: Claim, stack: AsyncExitStack) -> Answerer:
+    if model := claim.system.model:
+        return await _model(settings, model, stack)
+    # Intake refuses an evaluation that brings its weights along where nobody takes them.
+    url = (settings.versions_rollout_url if claim.outline.version else None) or settings.rollout_url
+    rollout = RolloutClient(url, api_key=settings.shared.api_key, timeout_seconds=settings.rollout_timeout_seconds)
+    return RolloutAnswers(await stack.enter_async_context(rollout), settings.weights_wait_seconds)
+
+
+async def _model(settings: EvaluatorSettings, model: OpenAIModel, stack: AsyncExitStack) -> ModelAnswers:
+    key = settings.shared.api_key
+    chat = ChatClient(
+        model.base_url.rstrip("/"),
+        model.model,
+        api_key=settings.model_api_key,
+        timeout_seconds=settings.model_timeout_seconds,
+    )
+    return ModelAnswers(
+        await stack.enter_async_context(chat),
+        await stack.enter_async_context(RetrieverClient(settings.retriever_url, api_key=key)),
+        await stack.enter_async_context(RewardClient(settings.reward_url, api_key=key)),
+        settings.model_concurrency,
+    )
+
+
+async def _judge(settings: EvaluatorSettings, stack: AsyncExitStack) -> JudgeClient:
+    assert settings.judge_url, "intake refuses an evaluation that nobody can judge"
+    judge = JudgeClient(
+        settings.judge_url.rstrip("/"),
+        settings.judge_model,
+        api_key=settings.judge_api_key,
+        timeout_seconds=settings.judge_timeout_seconds,
+    )
+    return await stack.enter_async_context(judge)
 
 
 async def _under_lease(jobs: Jobs, claim: Claim, work: Awaitable[T]) -> T:

@@ -19,6 +19,7 @@ from searcher.contracts.score import Score
 from searcher.contracts.search import Passage
 from searcher.contracts.trajectory import RolloutResponse, Search, Segment, Source, StopReason, Trajectory
 from searcher.servicekit.settings import SharedSettings
+from services.evaluator.answering import RolloutAnswers
 from services.evaluator.app import create_app
 from services.evaluator.jobs import Jobs
 from services.evaluator.settings import EvaluatorSettings
@@ -111,7 +112,7 @@ async def work(jobs: Jobs, rollout: ToyRollout, *, evaluation_id: str = REQUEST.
         for chunk in range(3):
             claim = await jobs.claim(evaluation_id, chunk, owner="worker")
             if claim is not None:
-                await evaluate(jobs, client, claim)
+                await evaluate(jobs, claim, RolloutAnswers(client, jobs.settings.weights_wait_seconds))
 
 
 async def status_once(client: EvaluatorClient, state: EvaluationState) -> EvaluationStatus:
@@ -163,7 +164,8 @@ async def test_a_report_outlives_redis(client: EvaluatorClient, jobs: Jobs) -> N
     await jobs.redis.flushall()
 
     assert await client.report(REQUEST.id) == before
-    assert (await client.status(REQUEST.id)).partial == before.overall
+    partial = (await client.status(REQUEST.id)).partial
+    assert partial is not None and partial == before.overall.model_copy(update={"intervals": {}})
     assert (await client.submit(REQUEST)).state is EvaluationState.DONE
     with pytest.raises(Conflict):
         await client.submit(REQUEST.model_copy(update={"rules": "other"}))
@@ -203,7 +205,7 @@ async def test_an_unknown_evaluation_is_not_found(client: EvaluatorClient) -> No
 async def test_questions_with_the_same_id_are_refused(client: EvaluatorClient) -> None:
     twice = REQUEST.model_copy(update={"questions": REQUEST.questions[:1] * 2})
 
-    with pytest.raises(InvalidInput, match="'q0' occurs 2 times"):
+    with pytest.raises(InvalidInput, match=r"questions\.1\.id: 'q0' is the id of questions\.0 already"):
         await client.submit(twice)
 
 

@@ -1,37 +1,32 @@
 """Reports on disk are whole or absent."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from searcher.contracts.question import RolloutPlan
-from searcher.contracts.report import POLICY, EvaluationState, Metrics, Report, SystemReport
+from searcher.contracts.question import RolloutPlan, SearchMode
+from searcher.contracts.report import POLICY, EvaluatedQuestion, EvaluationState, Report, System
 from services.evaluator.archive import Archive
+from services.evaluator.statistics import system_reports
 
-METRICS = Metrics(
-    num_questions=0,
-    em=0,
-    cover_em=0,
-    cover_em_strict=0,
-    f1=0.5,
-    reward=0,
-    search_rate=0,
-    searches_mean=0,
-    format_rate=0,
-    answered_rate=0,
-    response_tokens_mean=0,
-)
-REPORT = Report(
-    id="e",
-    title="",
-    weights="w",
-    plan=RolloutPlan(),
-    rules="searcher",
-    created_at="2026-01-01T00:00:00+00:00",
-    seconds=1.0,
-    systems=(SystemReport(system=POLICY, overall=METRICS, by_benchmark={}, by_hops={}),),
-    questions=(),
-)
+SEARCHLESS = System(name="no search", search=SearchMode.NONE)
+
+
+@pytest.fixture
+def report(row: Callable[..., EvaluatedQuestion]) -> Report:
+    rows = (row("a", f1=1.0), row("b", f1=0.0), row("a", system="no search", f1=0.5))
+    return Report(
+        id="e",
+        title="",
+        weights="w",
+        plan=RolloutPlan(),
+        rules="searcher",
+        created_at="2026-01-01T00:00:00+00:00",
+        seconds=1.0,
+        systems=system_reports([POLICY, SEARCHLESS], rows),
+        questions=rows,
+    )
 
 
 def test_what_was_never_kept_is_not_there(tmp_path: Path) -> None:
@@ -42,18 +37,18 @@ def test_what_was_never_kept_is_not_there(tmp_path: Path) -> None:
     assert archive.summary("e") is None
 
 
-def test_a_kept_report_comes_back_with_its_status(tmp_path: Path) -> None:
+def test_a_kept_report_comes_back_with_the_status_of_all_its_systems(tmp_path: Path, report: Report) -> None:
     archive = Archive(tmp_path)
-    archive.keep(REPORT, digest="abc")
+    archive.keep(report, digest="abc")
     archive.keep_page("e", "<p>")
 
     summary = archive.summary("e")
 
-    assert Report.model_validate_json(archive.report("e") or "") == REPORT
+    assert Report.model_validate_json(archive.report("e") or "") == report
     assert archive.page("e") == "<p>"
     assert summary is not None and summary.digest == "abc"
-    assert summary.status.state is EvaluationState.DONE
-    assert summary.status.partial == METRICS
+    assert (summary.status.state, summary.status.done, summary.status.total) == (EvaluationState.DONE, 3, 3)
+    assert summary.status.partial is not None and summary.status.partial.f1 == 0.5
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_rubbish(tmp_path: Path) -> None:

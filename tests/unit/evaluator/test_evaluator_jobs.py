@@ -47,46 +47,58 @@ async def let_leases_run_out(redis: Redis) -> None:
         await redis.zadd(LEASES, {chunk: 1})
 
 
-def rows_of(claim: Claim, row: Row, *, f1: float = 1.0) -> list[EvaluatedQuestion]:
-    return [row(question.id, f1=f1) for question in claim.request.questions]
+async def create(jobs: Jobs, asked: EvaluationRequest) -> None:
+    await jobs.create(asked, {"": asked.questions})
+
+
+def rows_of(claim: Claim, row: Row, **fields: Any) -> list[EvaluatedQuestion]:
+    chunk = claim.chunk
+    return [row(q.id, benchmark=chunk.benchmark, system=chunk.system, **fields) for q in chunk.questions]
+
+
+async def answer(jobs: Jobs, claim: Claim, row: Row, *, weights: str = "w", **fields: Any) -> int:
+    """What a worker does with a chunk."""
+    stored = await jobs.store(claim, rows_of(claim, row, **fields), weights=weights)
+    await jobs.finish(claim)
+    return stored
 
 
 async def test_an_evaluation_submitted_twice_exists_once(jobs: Jobs) -> None:
-    await jobs.create(request())
+    await create(jobs, request())
     await jobs.take_due("e")
-    await jobs.create(request())
+    await create(jobs, request())
 
     assert await jobs.take_due("e") == Due(again=(), first=())
     assert len(await jobs.newest(10)) == 1
 
 
 async def test_an_id_with_other_content_is_a_conflict(jobs: Jobs) -> None:
-    await jobs.create(request(5))
+    await create(jobs, request(5))
 
     with pytest.raises(Conflict, match="other content"):
-        await jobs.create(request(6))
+        await create(jobs, request(6))
 
 
 async def test_more_open_evaluations_than_allowed_are_refused(redis: Redis) -> None:
     jobs = Jobs(redis, EvaluatorSettings(max_open=1))
-    await jobs.create(request(evaluation_id="a"))
+    await create(jobs, request(evaluation_id="a"))
 
     with pytest.raises(Overloaded):
-        await jobs.create(request(evaluation_id="b"))
+        await create(jobs, request(evaluation_id="b"))
 
 
 async def test_chunks_are_sent_as_others_finish(jobs: Jobs, row: Row) -> None:
-    await jobs.create(request(5))
+    await create(jobs, request(5))
 
     assert await jobs.take_due("e") == Due(again=(), first=(0, 1))
     assert await jobs.take_due("e") == Due(again=(), first=())
     claim = await claimed(jobs, 0)
-    await jobs.store(claim, rows_of(claim, row), weights="w")
+    await answer(jobs, claim, row)
     assert await jobs.take_due("e") == Due(again=(), first=(2,))
 
 
 async def test_a_chunk_whose_lease_ran_out_is_due_again(jobs: Jobs, redis: Redis) -> None:
-    await jobs.create(request(2))
+    await create(jobs, request(2))
     await jobs.take_due("e")
     await claimed(jobs, 0, "dead")
 
@@ -97,7 +109,7 @@ async def test_a_chunk_whose_lease_ran_out_is_due_again(jobs: Jobs, redis: Redis
 
 
 async def test_a_chunk_in_work_is_nobody_elses(jobs: Jobs) -> None:
-    await jobs.create(request(2))
+    await create(jobs, request(2))
     await jobs.take_due("e")
     await claimed(jobs, 0, "first")
 
@@ -105,7 +117,7 @@ async def test_a_chunk_in_work_is_nobody_elses(jobs: Jobs) -> None:
 
 
 async def test_a_lease_is_renewed_by_its_owner_only(jobs: Jobs, redis: Redis) -> None:
-    await jobs.create(request(2))
+    await create(jobs, request(2))
     await jobs.take_due("e")
     slow = await claimed(jobs, 0, "slow")
     assert await jobs.renew(slow)
@@ -119,27 +131,27 @@ async def test_a_lease_is_renewed_by_its_owner_only(jobs: Jobs, redis: Redis) ->
 
 
 async def test_the_first_answer_to_a_question_counts(jobs: Jobs, redis: Redis, row: Row) -> None:
-    await jobs.create(request(2))
+    await create(jobs, request(2))
     await jobs.take_due("e")
     slow = await claimed(jobs, 0, "slow")
     await let_leases_run_out(redis)
     fast = await claimed(jobs, 0, "fast")
 
-    assert await jobs.store(slow, rows_of(slow, row, f1=0.0), weights="w") == 2
-    assert await jobs.store(fast, rows_of(fast, row, f1=1.0), weights="w") == 0
+    assert await answer(jobs, slow, row, f1=0.0) == 2
+    assert await answer(jobs, fast, row, f1=1.0) == 0
     status = await jobs.status("e")
 
     assert (status.state, status.done, status.total) == (EvaluationState.DONE, 2, 2)
     assert status.partial is not None and status.partial.f1 == 0.0
-    assert (await jobs.report("e")).overall.f1 == 0.0
+    assert [row.f1 for row in (await jobs.answered("e")).rows] == [0.0, 0.0]
 
 
 async def test_status_tells_progress_and_partial_figures(jobs: Jobs, row: Row) -> None:
-    await jobs.create(request(4))
+    await create(jobs, request(4))
     await jobs.take_due("e")
     assert (await jobs.status("e")).state is EvaluationState.QUEUED
     claim = await claimed(jobs, 1)
-    await jobs.store(claim, rows_of(claim, row, f1=0.5), weights="w")
+    await answer(jobs, claim, row, f1=0.5)
 
     status = await jobs.status("e")
 
@@ -149,20 +161,20 @@ async def test_status_tells_progress_and_partial_figures(jobs: Jobs, row: Row) -
 
 
 async def test_a_report_lists_questions_in_the_order_asked(jobs: Jobs, row: Row) -> None:
-    await jobs.create(request(4))
+    await create(jobs, request(4))
     await jobs.take_due("e")
     for chunk in (1, 0):
         claim = await claimed(jobs, chunk)
-        await jobs.store(claim, rows_of(claim, row), weights="run-00000000-000020")
+        await answer(jobs, claim, row, weights="run-00000000-000020")
 
-    report = await jobs.report("e")
+    answered = await jobs.answered("e")
 
-    assert [question.id for question in report.questions] == ["q0", "q1", "q2", "q3"]
-    assert report.weights == "run-00000000-000020"
+    assert [row.id for row in answered.rows] == ["q0", "q1", "q2", "q3"]
+    assert answered.weights == "run-00000000-000020"
 
 
 async def test_answers_under_two_weight_versions_fail_the_evaluation(jobs: Jobs, row: Row) -> None:
-    await jobs.create(request(4))
+    await create(jobs, request(4))
     await jobs.take_due("e")
     first, second = await claimed(jobs, 0), await claimed(jobs, 1)
     await jobs.store(first, rows_of(first, row), weights="old")
@@ -175,7 +187,7 @@ async def test_answers_under_two_weight_versions_fail_the_evaluation(jobs: Jobs,
 
 
 async def test_an_outage_puts_the_chunk_back(jobs: Jobs, redis: Redis) -> None:
-    await jobs.create(request(2))
+    await create(jobs, request(2))
     await jobs.take_due("e")
 
     for _ in range(5):  # more often than a chunk may crash: an outage is not the chunk's fault
@@ -188,7 +200,7 @@ async def test_an_outage_puts_the_chunk_back(jobs: Jobs, redis: Redis) -> None:
 
 async def test_an_outage_that_does_not_end_fails_the_evaluation(redis: Redis) -> None:
     jobs = Jobs(redis, EvaluatorSettings(outage_seconds=0))
-    await jobs.create(request(2))
+    await create(jobs, request(2))
     await jobs.take_due("e")
 
     await jobs.postpone(await claimed(jobs, 0), reason="rollout did not answer")
@@ -197,7 +209,7 @@ async def test_an_outage_that_does_not_end_fails_the_evaluation(redis: Redis) ->
 
 
 async def test_a_chunk_that_kills_every_worker_fails_the_evaluation(jobs: Jobs, redis: Redis) -> None:
-    await jobs.create(request(2))
+    await create(jobs, request(2))
     await jobs.take_due("e")
     for owner in ("first", "second"):
         await claimed(jobs, 0, owner)
@@ -208,7 +220,7 @@ async def test_a_chunk_that_kills_every_worker_fails_the_evaluation(jobs: Jobs, 
 
 
 async def test_a_closed_evaluation_takes_no_more_answers(jobs: Jobs, row: Row) -> None:
-    await jobs.create(request(2))
+    await create(jobs, request(2))
     await jobs.take_due("e")
     claim = await claimed(jobs, 0)
     await jobs.fail("e", reason="cancelled")
@@ -220,7 +232,7 @@ async def test_a_closed_evaluation_takes_no_more_answers(jobs: Jobs, row: Row) -
 
 
 async def test_a_forgotten_evaluation_is_not_found_and_not_listed(jobs: Jobs, redis: Redis) -> None:
-    await jobs.create(request(2))
+    await create(jobs, request(2))
     await jobs.close("e")
     await redis.delete("evaluation:e")
 
@@ -243,7 +255,7 @@ async def _survive(redis_url: str, row: Row, chance: random.Random) -> tuple[Eva
     async with connect(redis_url) as redis:
         await redis.flushall()
         jobs = Jobs(redis, EvaluatorSettings(chunk_size=2, chunks_in_flight=2, lease_seconds=60, max_crashes=1_000))
-        await jobs.create(request(7))
+        await create(jobs, request(7))
         tasks: list[int] = []
         claims: list[Claim] = []
         stored = 0
@@ -262,6 +274,8 @@ async def _survive(redis_url: str, row: Row, chance: random.Random) -> tuple[Eva
                 case "store" if claims:
                     claim = chance.choice(claims)  # stays in the list: it may store again
                     stored += await jobs.store(claim, rows_of(claim, row), weights="w")
+                    if chance.random() < 0.7:  # else it dies in between
+                        await jobs.finish(claim)
                 case "die" if claims:
                     claims.pop()
                 case "time passes":
