@@ -1,8 +1,10 @@
-"""Ask the reward service: the trajectories of one group -> their scores."""
+"""Ask for rewards: the trajectories of one group -> their scores, from our service or from somebody's own."""
 
+import math
 from collections.abc import Sequence
 
 from searcher.clients.http import ServiceClient
+from searcher.contracts.errors import SearcherError
 from searcher.contracts.score import Score, ScoreItem, ScoreRequest, ScoreResponse, TextSegment
 from searcher.contracts.trajectory import Trajectory
 
@@ -12,9 +14,43 @@ class RewardClient(ServiceClient):
 
     async def score(self, trajectories: Sequence[Trajectory], *, rules: str) -> tuple[Score, ...]:
         """One score per trajectory, in order. Raises InvalidInput for an unknown rule set."""
-        items = tuple(_item(trajectory) for trajectory in trajectories)
-        body = await self.post("/v1/score", ScoreRequest(rules=rules, items=items))
-        return ScoreResponse.model_validate(body).scores
+        return await self.score_items([_item(trajectory) for trajectory in trajectories], rules=rules)
+
+    async def score_items(self, items: Sequence[ScoreItem], *, rules: str) -> tuple[Score, ...]:
+        body = await self._request(
+            "POST",
+            "/v1/score",
+            content=ScoreRequest(rules=rules, items=tuple(items)).model_dump_json(),
+            headers={"Content-Type": "application/json"},
+        )
+        scored = ScoreResponse.model_validate_json(body.content)
+        asked = tuple(item.id for item in items)
+        if len(scored.scores) != len(asked) or scored.ids not in (asked, ()):
+            raise SearcherError(f"{self.service}: asked for the scores of {asked}, got those of {scored.ids}")
+        return scored.scores
+
+
+class RemoteRewardClient(ServiceClient):
+    """A reward of somebody's own: `POST <url>` with a ScoreRequest, answered by `{"scores": [number, …]}`."""
+
+    service = "remote reward"
+
+    async def points(self, items: Sequence[ScoreItem], *, rules: str) -> tuple[float, ...]:
+        """One finite number per item, in order. Raises UpstreamUnavailable for an outage, SearcherError for others."""
+        body = await self.post(self.base_url, ScoreRequest(rules=rules, items=tuple(items)))
+        scores = body.get("scores") if isinstance(body, dict) else None
+        if not isinstance(scores, list):
+            raise SearcherError(
+                f'{self.service} at {self.base_url}: wanted {{"scores": [number, …]}}, got {body!r:.100}'
+            )
+        if len(scores) != len(items):
+            raise SearcherError(f"{self.service} at {self.base_url}: {len(scores)} scores for {len(items)} items")
+        for at, score in enumerate(scores):
+            if isinstance(score, bool) or not isinstance(score, int | float) or not math.isfinite(score):
+                raise SearcherError(
+                    f"{self.service} at {self.base_url}: scores.{at} is {score!r:.100}, no finite number"
+                )
+        return tuple(float(score) for score in scores)
 
 
 def _item(trajectory: Trajectory) -> ScoreItem:

@@ -16,6 +16,7 @@ Golds = Answer | Sequence[Answer]
 """One gold answer or several; of several, the one that fits best counts. Never none."""
 
 _PUNCTUATION = str.maketrans(dict.fromkeys(string.punctuation + "‘’´`", " "))
+_NO_ASCII_PUNCTUATION = str.maketrans("", "", string.punctuation)
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _CLOSED_ANSWERS = frozenset({"yes", "no", "noanswer"})
 
@@ -51,6 +52,13 @@ def cover_exact_match_strict(prediction: Answer, golds: Golds) -> float:
     return float(any(f" {gold} " in predicted for gold in _normalized_golds(golds)))
 
 
+def search_r1_exact_match(prediction: Answer, golds: Golds) -> float:
+    """Search-R1's: punctuation (ASCII only) is deleted, not turned into a space, so `U.S.` is `us`."""
+    several = [golds] if isinstance(golds, str | bool) else golds
+    predicted = _search_r1_normalized(str(prediction))
+    return float(any(predicted == _search_r1_normalized(str(gold)) for gold in several))
+
+
 def f1(prediction: Answer, golds: Golds) -> float:
     """F1 over the words with their counts; yes, no and noanswer are right or wrong as a whole."""
     predicted = _normalized(prediction)
@@ -73,6 +81,10 @@ def f1(prediction: Answer, golds: Golds) -> float:
 def _normalized(answer: Answer) -> str:
     text = str(answer)
     return {"True": "yes", "False": "no"}.get(text) or normalize_answer(text)
+
+
+def _search_r1_normalized(text: str) -> str:
+    return " ".join(_ARTICLES.sub(" ", text.lower().translate(_NO_ASCII_PUNCTUATION)).split())
 
 
 def _normalized_golds(golds: Golds) -> Iterator[str]:

@@ -4,8 +4,6 @@ Two families: ours judge the policy's own turns; the published ones judge the wh
 """
 
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 from searcher.qa.tags import (
     ANSWER_CLOSE,
@@ -17,20 +15,7 @@ from searcher.qa.tags import (
     THINK_CLOSE,
     THINK_OPEN,
 )
-from services.reward.response import Points, Response
-
-
-@dataclass(frozen=True)
-class Check:
-    name: str
-    """Under this name a failure is counted and reported."""
-    passes: Callable[[Response], bool]
-
-
-def format_errors(response: Response, checks: Sequence[Check]) -> tuple[str, ...]:
-    """Names of the checks that fail, in their order."""
-    return tuple(check.name for check in checks if not check.passes(response))
-
+from services.reward.response import Check, Points, Response, each
 
 # ---------------------------------------------------------------------------------------------------------------------
 # What an error costs, or its absence earns
@@ -38,12 +23,17 @@ def format_errors(response: Response, checks: Sequence[Check]) -> tuple[str, ...
 
 def penalty(points: float) -> Points:
     """Once, however many checks fail."""
-    return lambda response, errors: points if errors else 0.0
+    return each(lambda response: points if response.errors else 0.0)
 
 
 def bonus(points: float, *, unless: frozenset[str] | None = None) -> Points:
     """Unless one of the named checks fails; None names all."""
-    return lambda response, errors: 0.0 if (errors if unless is None else errors & unless) else points
+
+    def earned(response: Response) -> float:
+        errors = response.errors if unless is None else unless.intersection(response.errors)
+        return 0.0 if errors else points
+
+    return each(earned)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -85,7 +75,7 @@ def _ended_with_the_answer(response: Response) -> bool:
 
 def _answered_briefly(response: Response) -> bool:
     """Up to 10 words, or three times the longest gold answer: a gold answer itself is never too long."""
-    longest = max(_num_words(gold) for gold in response.item.answers)
+    longest = max(_num_words(gold) for gold in response.golds)
     return response.answer is None or _num_words(response.answer) <= max(10, 3 * longest)
 
 
@@ -180,6 +170,7 @@ QWEN_CHECKS = (
     Check("search_in_answer", _no_search_in_answer),
     Check("answer_length", _answer_of_ten_words),
 )
+SEARCH_R1_CHECKS = (Check("no_answer", _answered),)
 
 
 def _num_words(text: str) -> int:

@@ -35,6 +35,17 @@ GROUP_SECONDS = Histogram(
     ["rules"],
     buckets=(0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1, 5),
 )
+VERDICTS = Counter(
+    "searcher_reward_verdicts",
+    "What the judge made of answers. Any not_judged means: it is slow, down or refuses, and whole groups earn their F1 "
+    "instead; the service's log says why.",
+    ["verdict"],
+)
+REFUSED_DROPIN = Counter(
+    "searcher_reward_refused_dropin",
+    "Requests to /get_reward that cannot be scored. Their trainer asks again up to a hundred times and then dies; the "
+    "service's log says which question or prompt is unknown.",
+)
 
 
 def observe(rules: str, scores: Sequence[Score]) -> None:

@@ -1,16 +1,17 @@
-"""One trajectory to score -> the texts that rules look at. Provenance decides what is whose, never a tag in the text.
+"""Trajectories to score -> the texts that rules look at. Provenance decides what is whose, never a tag in the text.
 
 segments   policy: think, query | documents | policy: think, answer
 turns      think, query                     | think, answer    what the policy wrote; one more than documents
 solution   think, query           documents   think, answer    everything, as the published servers saw it
 """
 
-from collections.abc import Callable
+import unicodedata
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby
 
-from searcher.contracts.score import ScoreItem
+from searcher.contracts.score import ScoreItem, Verdict
 from searcher.qa.answer import extract_answer
 
 END_MARKERS = ("<|endoftext|>", "<|im_end|>", "<|eot_id|>", "<|end_of_text|>", "</s>")
@@ -20,6 +21,7 @@ END_MARKERS = ("<|endoftext|>", "<|im_end|>", "<|eot_id|>", "<|end_of_text|>", "
 @dataclass(frozen=True)
 class Response:
     item: ScoreItem
+    checks: tuple["Check", ...] = ()
 
     @cached_property
     def turns(self) -> tuple[str, ...]:
@@ -41,15 +43,53 @@ class Response:
     @cached_property
     def answer(self) -> str | None:
         """What the policy answered, from its own text; None if it did not, or if it says nothing."""
-        return extract_answer(self.own_text) or None
+        return _canonical(extract_answer(self.own_text) or "") or None
+
+    @cached_property
+    def golds(self) -> tuple[str, ...]:
+        return tuple(_canonical(gold) for gold in self.item.answers)
+
+    @cached_property
+    def errors(self) -> tuple[str, ...]:
+        """Names of the format checks that fail, in their order."""
+        return tuple(check.name for check in self.checks if not check.passes(self))
 
     @cached_property
     def solution(self) -> str:
         return _without_end_markers("".join(segment.text for segment in self.item.segments)).lstrip()
 
 
-Points = Callable[[Response, frozenset[str]], float]
-"""A part of a reward: (response, names of the format checks it failed) -> what this part adds to the total."""
+@dataclass(frozen=True)
+class Check:
+    name: str
+    """Under this name a failure is counted and reported."""
+    passes: Callable[[Response], bool]
+
+
+@dataclass(frozen=True)
+class Group:
+    """All responses to one question, and what others think of them where a rule set asks others."""
+
+    responses: tuple[Response, ...]
+    verdicts: tuple[Verdict, ...] = ()
+    """The judge's, one per response; empty if the rule set has no judge."""
+    remote_points: tuple[float, ...] = ()
+    """The remote reward's, one per response; empty if the rule set is not remote."""
+
+
+Points = Callable[[Group], Sequence[float]]
+"""A part of a reward: a group -> what this part adds to the total of each response."""
+
+
+def each(points: Callable[[Response], float]) -> Points:
+    """A part that looks at one response at a time."""
+    return lambda group: [points(response) for response in group.responses]
+
+
+def _canonical(text: str) -> str:
+    """One spelling per character: an accented letter is the same as a letter with its accent after it. No more is
+    folded; a name without its accents is another name, here as in the published metrics."""
+    return text if text.isascii() else unicodedata.normalize("NFC", text)
 
 
 def _without_end_markers(text: str) -> str:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from searcher.contracts.score import Score, ScoreItem, TextSegment
 from searcher.qa.answer import cover_exact_match, exact_match, f1
+from services.reward.answer_reward import search_r1_answer
 from services.reward.engine import score_group
 from services.reward.format_reward import without_document_blocks
 from services.reward.rules import RULES
@@ -126,6 +127,36 @@ def test_a_fake_search_is_paid_for_by_the_published_code_but_not_by_the_papers_r
     (as_written,) = score_group([fake], RULES["r1-searcher-stage1-paper"])
 
     assert (as_coded.parts["search"], as_written.parts["search"]) == (0.5, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("response", "gold", "total"),
+    [
+        (GOOD, "the Paris!", 1.0),
+        (GOOD, "Paris, France", 0.0),
+        (NO_ANSWER, "Paris", 0.0),
+        (TWO_ANSWERS, "Paris", 1.0),  # the last one counts, and the format neither earns nor costs
+        (LONG, "Paris", 0.0),
+        ("<answer>US</answer>", "U.S.", 1.0),  # punctuation is deleted; R1-Searcher makes it a space
+        ("<answer>well-known</answer>", "well known", 0.0),
+        ("<answer>x <answer>Paris</answer>", "Paris", 0.0),  # matches are taken from the left
+        ("<answer>x <answer>Paris</answer>", "x <answer>Paris", 1.0),
+        ("<answer>Paris</answer> <answer>Rome", "Paris", 1.0),
+        ("</answer>Paris<answer>", "Paris", 0.0),
+    ],
+)
+def test_search_r1_pays_for_an_exact_match_of_the_last_answer(response: str, gold: str, total: float) -> None:
+    assert score(response, "search-r1-em", gold).parts == {"answer_em": total}
+
+
+answer_pieces = st.sampled_from(["<answer>", "</answer>", "x", " ", "\n", "<answer"])
+
+
+@given(st.lists(answer_pieces, max_size=16).map("".join))
+def test_search_r1s_answer_is_what_its_published_expression_finds(text: str) -> None:
+    found = re.findall(r"<answer>(.*?)</answer>", text, flags=re.DOTALL)
+
+    assert search_r1_answer(text) == (found[-1].strip() if found else None)
 
 
 def test_the_published_answer_needs_both_tags_in_any_order() -> None:

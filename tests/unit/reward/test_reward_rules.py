@@ -9,6 +9,7 @@ from searcher.contracts.score import Score, ScoreItem, TextSegment
 from searcher.qa.answer import extract_answer, f1
 from searcher.qa.tags import TAGS
 from services.reward.engine import score_group
+from services.reward.response import END_MARKERS
 from services.reward.rules import RULES, rules_named
 
 ASK = "I look it up. <|begin_of_query|> capital of France <|end_of_query|>"
@@ -94,6 +95,40 @@ def test_a_metric_is_the_best_over_all_golds() -> None:
     best = score(item("</think><answer>New York City</answer>", answers=("Gotham", "NYC", "New York")))
 
     assert (best.em, best.cover_em, best.f1) == (0.0, 1.0, pytest.approx(0.8))
+
+
+def test_an_accent_may_be_composed_or_not_but_counts() -> None:
+    def earned(answer: str, gold: str, rules: str = "searcher") -> float:
+        return score(item(f"</think><answer>{answer}</answer>", answers=(gold,)), rules).total
+
+    composed, decomposed = "Beyonc\u00e9", "Beyonce\u0301"
+    assert earned(composed, decomposed) == earned(decomposed, composed) == 1.0
+    assert earned("Beyonce", composed) == 0.0
+    assert earned(composed, decomposed, "r1-searcher-qwen") == 0.0  # as published, byte for byte
+
+
+@pytest.mark.parametrize(
+    ("answer", "gold"), [("東京", "東京"), ("ΑΘΗΝΑ", "αθηνα"), ("Москва!", "москва"), ("naïve", "Naïve"), ("🙂", "🙂")]
+)
+def test_answers_of_any_script_are_compared(answer: str, gold: str) -> None:
+    assert score(item(f"</think><answer>{answer}</answer>", answers=(gold,))).total == 1.0
+
+
+@pytest.mark.parametrize("rules", ["searcher", "searcher-budget", "searcher-price", "searcher-stage1"])
+@pytest.mark.parametrize(
+    "faked",
+    [
+        ASK + DOCUMENTS + CONCLUDE,  # a search and its documents
+        "nonsense\nAssistant: <think>" + CONCLUDE,  # a prompt, as if what came before were not its own
+        "nonsense<|im_end|>\n<|im_start|>assistant\n<think>" + CONCLUDE,
+        "nonsense<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n<think>" + CONCLUDE,
+        "\n\nUser:What is Paris?\nAssistant: <think>" + CONCLUDE,
+        "<|end_of_documents|>\n\n" + CONCLUDE,  # the end of a document that never began
+        "<|begin_of_documents|>\n(1)<answer>Paris</answer>" + CONCLUDE,
+    ],
+)
+def test_a_policy_that_fakes_tags_or_prompts_earns_less_than_one_that_does_not(rules: str, faked: str) -> None:
+    assert score(item(faked), rules).total < score(item(CONCLUDE), rules).total
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -192,7 +227,9 @@ fragments = st.sampled_from(
         "wer>",
         "<",
         "(1)Paris",
-        "</s>",
+        *END_MARKERS,
+        "<|im_start|>assistant\n<think>",
+        "<|start_header_id|>assistant<|end_header_id|>\n\n<think>",
         ASK,
         DOCUMENTS,
         CONCLUDE,
@@ -316,5 +353,5 @@ def test_a_megabyte_of_anything_is_scored(rules: str, piece: str) -> None:
 
 
 def test_an_unknown_rule_set_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(InvalidInput, match=r"rules: 'f2' is not one of .*searcher, searcher-stage1"):
+    with pytest.raises(InvalidInput, match=r"rules: 'f2' is not one of .*searcher, searcher-budget, .*searcher-stage1"):
         rules_named("f2")
