@@ -1,6 +1,7 @@
 """Ask the retriever: queries -> passages."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from searcher.clients.http import ServiceClient
 from searcher.contracts.search import Passage, SearchRequest, SearchResponse
@@ -8,6 +9,11 @@ from searcher.contracts.search import Passage, SearchRequest, SearchResponse
 
 class RetrieverClient(ServiceClient):
     service = "retriever"
+
+    def __init__(self, base_url: str, **settings: Any) -> None:
+        super().__init__(base_url, **settings)
+        # The service refuses at once what it cannot answer by then, instead of working for nobody.
+        self._http.headers["X-Request-Timeout"] = f"{min(self.timeout_seconds, 3_600):g}"
 
     async def search(
         self, queries: Sequence[str], *, k: int, corpus: str = "default"

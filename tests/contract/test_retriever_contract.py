@@ -1,7 +1,6 @@
-"""The real client against the real service, and the published clients of others against its drop-in routes."""
+"""The real client against the real service. Other projects' clients are in test_retriever_peers.py."""
 
 import json
-import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -11,12 +10,15 @@ import httpx
 import pytest
 
 from searcher.clients.retriever import RetrieverClient
-from searcher.contracts.errors import InvalidInput, NotFound, TooLarge, Unauthorized, UpstreamUnavailable
+from searcher.contracts.errors import InvalidInput, NotFound, Overloaded, TooLarge, Unauthorized, UpstreamUnavailable
 from searcher.servicekit.settings import SharedSettings
+from services.retriever import app as app_module
 from services.retriever.app import create_app
+from services.retriever.backend import Ask, Found
 from services.retriever.build_index import build_index
 from services.retriever.manifest import manifest_sha256
 from services.retriever.settings import RetrieverSettings
+from services.retriever.shelf import Shelf
 
 pytestmark = pytest.mark.anyio
 
@@ -63,7 +65,7 @@ async def http(transport: httpx.ASGITransport) -> AsyncIterator[httpx.AsyncClien
 async def test_passages_come_back_per_query_best_first(client: RetrieverClient) -> None:
     rome, orwell = await client.search(["capital of Italy?", "book by Orwell"], k=3)
 
-    assert [passage.model_dump(exclude={"score"}) for passage in rome[:1]] == [PASSAGES[0]]
+    assert [passage.model_dump(exclude={"score", "url"}) for passage in rome[:1]] == [PASSAGES[0]]
     assert [passage.id for passage in orwell] == ["12", "x-13"]
     assert orwell[0].score > orwell[1].score > 0
 
@@ -94,23 +96,35 @@ async def test_a_blank_query_is_refused_by_its_position(client: RetrieverClient,
 
 
 @pytest.mark.parametrize(
-    "body",
+    ("body", "field"),
     [
-        {"queries": []},
-        {"queries": [""]},
-        {"queries": ["x"] * 513},
-        {"queries": ["x" * 8_193]},
-        {"queries": ["x"], "k": 0},
-        {"queries": ["x"], "k": 101},
-        {"queries": ["x"], "kk": 3},
-        {"queries": "x"},
-        {"queries": ["\ud83d"]},
+        ({}, "body.queries: Field required"),
+        ({"queries": []}, "body.queries: "),
+        ({"queries": [""]}, "body.queries.0: "),
+        ({"queries": ["x", 7]}, "body.queries.1: "),
+        ({"queries": ["x"] * 513}, "body.queries: "),
+        ({"queries": ["x" * 8_193]}, "body.queries.0: "),
+        ({"queries": ["x"], "k": 0}, "body.k: "),
+        ({"queries": ["x"], "k": 101}, "body.k: "),
+        ({"queries": ["x"], "k": "three"}, "body.k: "),
+        ({"queries": ["x"], "kk": 3}, "body.kk: "),
+        ({"queries": ["x"], "corpus": "../etc"}, "body.corpus: "),
+        ({"queries": "x"}, "body.queries: "),
+        ({"queries": ["\ud83d"]}, "body: "),
+        ("x", "body: "),
     ],
 )
-async def test_a_malformed_request_is_refused_as_invalid_input(http: httpx.AsyncClient, body: dict[str, Any]) -> None:
-    response = await http.post("/v1/search", content=json.dumps(body), headers={"Content-Type": "application/json"})
+async def test_a_malformed_request_is_refused_by_its_field(http: httpx.AsyncClient, body: Any, field: str) -> None:
+    response = await http.post("/v1/search", content=json.dumps(body))
 
     assert (response.status_code, response.json()["error"]) == (422, "InvalidInput")
+    assert response.json()["detail"].startswith(field)
+
+
+async def test_a_k_above_the_corpus_gives_every_passage_once(client: RetrieverClient) -> None:
+    (found,) = await client.search(["rome orwell"], k=100)
+
+    assert sorted(passage.id for passage in found) == ["11", "12", "x-13"]
 
 
 async def test_what_can_be_asked_is_listed(http: httpx.AsyncClient, index_dir: Path) -> None:
@@ -130,6 +144,61 @@ async def test_a_served_retriever_is_ready_and_measured(client: RetrieverClient,
     assert 'searcher_retriever_stage_seconds_count{stage="search"}' in metrics
 
 
+async def test_an_admin_replaces_an_index_while_it_is_served(tmp_path: Path, index_dir: Path) -> None:
+    (tmp_path / "key").write_text("user")
+    (tmp_path / "admin").write_text("admin")
+    newer = tmp_path / "newer.jsonl"
+    newer.write_text(json.dumps({"id": "n", "title": "Rome", "text": "Another Rome."}) + "\n")
+    build_index(newer, tmp_path / "newer", kind="bm25")
+    shared = SharedSettings(api_key_file=tmp_path / "key", admin_key_file=tmp_path / "admin")
+
+    async with serving(RetrieverSettings(index_dir=index_dir, shared=shared)) as transport:
+        async with httpx.AsyncClient(transport=transport, base_url="http://retriever") as http:
+            body = {"corpus": "world", "folder": str(tmp_path / "newer")}
+            by_user = await http.post("/v1/index", json=body, headers={"Authorization": "Bearer user"})
+            unsound = await http.post(
+                "/v1/index", json=body | {"folder": "nowhere"}, headers={"Authorization": "Bearer admin"}
+            )
+            by_admin = await http.post("/v1/index", json=body, headers={"Authorization": "Bearer admin"})
+        async with RetrieverClient("http://retriever", api_key="user", transport=transport) as client:
+            ((passage,),) = await client.search(["Rome"], k=3)
+
+    assert (by_user.status_code, unsound.status_code, by_admin.status_code) == (401, 422, 200)
+    assert "nowhere/manifest.json: no such file" in unsound.json()["detail"]
+    assert by_admin.json() == {
+        "corpus": "world",
+        "index": manifest_sha256(tmp_path / "newer"),
+        "before": manifest_sha256(index_dir / "world"),
+        "num_passages": 1,
+    }
+    assert passage.id == "n"
+
+
+async def test_without_an_admin_token_nobody_replaces_an_index(http: httpx.AsyncClient) -> None:
+    refused = await http.post("/v1/index", json={})
+
+    assert refused.status_code == 401
+    assert "SEARCHER_ADMIN_KEY_FILE is not set" in refused.json()["detail"]
+
+
+async def test_a_body_over_the_limit_is_refused(index_dir: Path) -> None:
+    async with (
+        serving(RetrieverSettings(index_dir=index_dir, max_body_bytes=1_024)) as transport,
+        RetrieverClient("http://retriever", attempts=1, transport=transport) as client,
+    ):
+        with pytest.raises(TooLarge, match="more than 1024 bytes"):
+            await client.search(["x" * 2_000], k=1)
+
+
+async def test_every_route_is_documented(http: httpx.AsyncClient) -> None:
+    paths = (await http.get("/openapi.json")).json()["paths"]
+
+    search = paths["/v1/search"]["post"]
+    assert search["requestBody"]["content"]["application/json"]["schema"]["$ref"].endswith("/SearchRequest")
+    assert search["responses"]["200"]["content"]["application/json"]["schema"]["$ref"].endswith("/SearchResponse")
+    assert {"/queries", "/retrieve", "/access", "/search", "/batch_search", "/health", "/v1/index"} <= set(paths)
+
+
 async def test_without_the_token_nothing_is_answered(tmp_path: Path, index_dir: Path) -> None:
     (tmp_path / "key").write_text("secret")
     settings = RetrieverSettings(index_dir=index_dir, shared=SharedSettings(api_key_file=tmp_path / "key"))
@@ -142,18 +211,64 @@ async def test_without_the_token_nothing_is_answered(tmp_path: Path, index_dir: 
             assert await friend.search(["Rome"], k=1)
 
 
-async def test_an_overloaded_retriever_is_an_outage_with_a_time_to_come_back(index_dir: Path) -> None:
+class BusyShelf(Shelf):
+    """Says what an engine says that is hopelessly late."""
+
+    async def search(self, ask: Ask) -> Found:
+        raise Overloaded("99 queries wait, about 7.2 s", retry_after_seconds=7.2)
+
+
+async def test_an_overloaded_retriever_is_an_outage_with_a_time_to_come_back(
+    index_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(app_module, "Shelf", BusyShelf)
     async with (
-        serving(RetrieverSettings(index_dir=index_dir, queue_seconds=1e-12)) as transport,
+        serving(RetrieverSettings(index_dir=index_dir)) as transport,
         httpx.AsyncClient(transport=transport, base_url="http://retriever") as http,
         RetrieverClient("http://retriever", attempts=1, transport=transport) as client,
     ):
-        response = await http.post("/v1/search", json={"queries": ["Rome"]})
+        for path, body in (
+            ("/v1/search", {"queries": ["Rome"]}),
+            ("/queries", {"queries": ["Rome"]}),
+            ("/retrieve", {"query": "Rome"}),
+            ("/search", {"query_list": ["Rome"]}),
+            ("/batch_search", {"query": ["Rome"]}),
+        ):
+            response = await http.post(path, json=body)
+            assert (response.status_code, response.json()["error"]) == (503, "Overloaded"), path
+            assert response.headers["Retry-After"] == "8", path
         with pytest.raises(UpstreamUnavailable):
             await client.search(["Rome"], k=1)
 
-    assert (response.status_code, response.json()["error"]) == (503, "Overloaded")
-    assert int(response.headers["Retry-After"]) >= 1
+
+class RecordingShelf(Shelf):
+    asked: list[Ask]
+
+    async def search(self, ask: Ask) -> Found:
+        self.asked.append(ask)
+        return await super().search(ask)
+
+
+async def test_a_client_says_how_long_it_waits(index_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(app_module, "Shelf", RecordingShelf)
+    monkeypatch.setattr(RecordingShelf, "asked", [], raising=False)
+    async with (
+        serving(RetrieverSettings(index_dir=index_dir, deadline_seconds=20)) as transport,
+        httpx.AsyncClient(transport=transport, base_url="http://retriever") as http,
+        RetrieverClient("http://retriever", timeout_seconds=7.5, transport=transport) as client,
+    ):
+        await client.search(["Rome"], k=1)
+        await http.post("/v1/search", json={"queries": ["Rome"]})
+        await http.post("/queries", json={"queries": ["Rome"]})
+        refused = await http.post("/v1/search", json={"queries": ["Rome"]}, headers={"X-Request-Timeout": "soon"})
+
+    assert [(ask.deadline_seconds, ask.patient) for ask in RecordingShelf.asked] == [
+        (7.5, False),
+        (20.0, False),
+        (20.0, True),
+    ]
+    assert refused.status_code == 422
+    assert "header.X-Request-Timeout: 'soon'" in refused.json()["detail"]
 
 
 async def test_a_service_does_not_start_on_a_damaged_index(index_dir: Path) -> None:
@@ -162,92 +277,3 @@ async def test_a_service_does_not_start_on_a_damaged_index(index_dir: Path) -> N
     with pytest.raises(InvalidInput, match=r"offsets\.npy: 0 bytes"):
         async with serving(RetrieverSettings(index_dir=index_dir)):
             pass
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Drop-in routes. The functions are the clients' own, cut down to what they do with a response.
-
-
-def as_r1_searcher_reads_it(body: dict[str, Any]) -> list[str]:
-    """The document block of its training loop, per query."""
-    blocks = []
-    for answers in body["answers"]:
-        lines = ["(" + str(j + 1) + ")" + re.sub(r"^\d+\s+", "", doc) + "\n" for j, doc in enumerate(answers)]
-        blocks.append("".join(lines) or "None")
-    return blocks
-
-
-def as_search_r1_reads_it(body: dict[str, Any]) -> list[str]:
-    """`_passages2string` of its generation loop, which asks with scores."""
-    texts = []
-    for result in body["result"]:
-        text = ""
-        for number, item in enumerate(result):
-            content = item["document"]["contents"]
-            title = content.split("\n")[0]
-            text += f"Doc {number + 1}(Title: {title}) " + "\n".join(content.split("\n")[1:]) + "\n"
-        texts.append(text)
-    return texts
-
-
-async def test_r1_searchers_client_reads_our_answers(http: httpx.AsyncClient) -> None:
-    body = (await http.post("/queries", json={"queries": ["Rome", "book Orwell", "zyzzyva"], "k": 2})).json()
-
-    assert body["queries"] == ["Rome", "book Orwell", "zyzzyva"]
-    assert body["answers"][0] == ["11\tTitle: Rome. Rome is the capital of Italy."]
-    assert as_r1_searcher_reads_it(body) == [
-        "(1)Title: Rome. Rome is the capital of Italy.\n",
-        '(1)Orwell wrote a book. 東京\n(2)Title: 1984 "film". A film after a book by Orwell.\n',
-        "None",
-    ]
-
-
-async def test_search_r1s_client_reads_our_answers(http: httpx.AsyncClient) -> None:
-    payload = {"queries": ["Rome", "film"], "topk": 3, "return_scores": True}
-
-    body = (await http.post("/retrieve", json=payload)).json()
-
-    assert as_search_r1_reads_it(body) == [
-        'Doc 1(Title: "Rome") Rome is the capital\nof Italy.\n',
-        'Doc 1(Title: "1984 "film"") A film after a book by Orwell.\n',
-    ]
-    assert body["result"][0][0]["score"] > 0
-
-
-@pytest.mark.parametrize(
-    "payload",
-    [
-        {"queries": ["book"], "topk": 1},
-        {"query": "book", "topk": 1},
-        {"query_list": ["book"], "k": 1},
-        {"queries": ["book"], "top_n": 1, "rerank": True},
-    ],
-)
-async def test_every_clients_spelling_of_a_query_is_understood(
-    http: httpx.AsyncClient, payload: dict[str, Any]
-) -> None:
-    body = (await http.post("/retrieve", json=payload)).json()
-
-    assert body == {"result": [[{"id": "x-13", "contents": '""\nOrwell wrote a book. 東京'}]]}
-
-
-async def test_a_blank_query_of_a_drop_in_client_finds_nothing(http: httpx.AsyncClient) -> None:
-    body = (await http.post("/queries", json={"queries": ["", "Rome", " "]})).json()
-
-    assert [len(answers) for answers in body["answers"]] == [0, 1, 0]
-
-
-async def test_drop_in_clients_may_name_a_corpus_in_the_address(http: httpx.AsyncClient) -> None:
-    known = await http.post("/retrieve?corpus=world", json={"query": "Rome"})
-    unknown = await http.post("/queries?corpus=moon", json={"queries": ["Rome"]})
-
-    assert (known.status_code, unknown.status_code) == (200, 404)
-
-
-async def test_a_body_over_the_limit_is_refused(index_dir: Path) -> None:
-    async with (
-        serving(RetrieverSettings(index_dir=index_dir, max_body_bytes=1_024)) as transport,
-        RetrieverClient("http://retriever", attempts=1, transport=transport) as client,
-    ):
-        with pytest.raises((TooLarge, InvalidInput)):
-            await client.search(["x" * 2_000], k=1)

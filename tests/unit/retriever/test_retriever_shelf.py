@@ -137,7 +137,7 @@ async def test_an_index_that_is_not_sound_is_refused_and_the_older_one_goes_on(
 async def test_nothing_is_replaced_by_a_folder_that_is_not_there(library: HeldLibrary, build: Build) -> None:
     shelf = await shelf_of(library, build(OLDER, "older"))
 
-    with pytest.raises(InvalidInput, match="nowhere/manifest.json: no such file"):
+    with pytest.raises(InvalidInput, match=r"nowhere/manifest\.json: no such file"):
         await shelf.replace("default", Path("nowhere"))
     with pytest.raises(NotFound, match="'moon' is not one of default"):
         await shelf.replace("moon")
@@ -172,7 +172,7 @@ async def test_the_single_corpus_changes_under_both_of_its_names(
 
 async def until(what: Callable[[], bool]) -> None:
     async with asyncio.timeout(30):
-        while not what():
+        while not what():  # noqa: ASYNC110 (nobody tells us)
             await asyncio.sleep(0.01)
 
 

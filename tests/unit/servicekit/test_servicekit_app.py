@@ -1,5 +1,6 @@
 """What every service does alike: probes, tokens, errors, limits."""
 
+from base64 import b64encode
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -98,11 +99,43 @@ async def test_an_unknown_error_shows_no_internals() -> None:
     assert "unheard" not in answer.text
 
 
-async def test_a_body_over_the_limit_is_refused() -> None:
+async def test_a_draining_service_asks_its_clients_to_connect_anew() -> None:
+    app = toy_app()
+
+    async with client_of(app) as client:
+        before = await client.post("/v1/search", json={"queries": ["a"]})
+        app.state.draining = True
+        after = await client.post("/v1/search", json={"queries": ["a"]})
+
+    assert "connection" not in before.headers
+    assert (after.status_code, after.headers["connection"]) == (200, "close")
+
+
+async def test_an_unknown_path_is_answered_in_our_form() -> None:
+    async with client_of(toy_app()) as client:
+        missing, wrong = await client.get("/v1/nothing"), await client.get("/v1/search")
+
+    assert (missing.status_code, missing.json()["error"]) == (404, "NotFound")
+    assert (wrong.status_code, wrong.json()["detail"]) == (405, "GET /v1/search: Method Not Allowed")
+
+
+LARGE = b'{"queries": ["' + b"x" * 2_000 + b'"]}'
+
+
+async def in_pieces() -> AsyncIterator[bytes]:
+    """A body whose length is not announced."""
+    for start in range(0, len(LARGE), 100):
+        yield LARGE[start : start + 100]
+
+
+@pytest.mark.parametrize("announced", [True, False])
+async def test_a_body_over_the_limit_is_refused_in_our_form(announced: bool) -> None:
     async with client_of(toy_app(ToySettings(max_body_bytes=1024))) as client:
-        answer = await client.post("/v1/search", json={"queries": ["x" * 2000]})
+        content = LARGE if announced else in_pieces()
+        answer = await client.post("/v1/search", content=content, headers={"Content-Type": "application/json"})
 
     assert answer.status_code == 413
+    assert answer.json() == {"error": "TooLarge", "detail": "body: more than 1024 bytes; send less at once"}
 
 
 async def test_everything_but_the_probes_needs_the_token(tmp_path: Path) -> None:
@@ -115,6 +148,31 @@ async def test_everything_but_the_probes_needs_the_token(tmp_path: Path) -> None
         assert (await stranger.get("/metrics")).status_code == 200
         assert (await stranger.post("/v1/search", json={"queries": ["a"]})).status_code == 401
         assert (await friend.post("/v1/search", json={"queries": ["a"]})).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("authorization", "status"),
+    [
+        ("Bearer secret", 200),
+        ("bearer secret", 200),
+        ("Bearer admin", 200),
+        ("Bearer other", 401),
+        ("Basic " + b64encode(b"any:secret").decode(), 200),
+        ("Basic " + b64encode(b"secret:other").decode(), 401),
+        ("Basic %%%", 401),
+        ("secret", 401),
+        ("", 401),
+    ],
+)
+async def test_a_token_comes_as_bearer_or_as_the_password_of_an_address(
+    tmp_path: Path, authorization: str, status: int
+) -> None:
+    for name in ("secret", "admin"):
+        (tmp_path / name).write_text(name)
+    shared = SharedSettings(api_key_file=tmp_path / "secret", admin_key_file=tmp_path / "admin")
+
+    async with client_of(toy_app(ToySettings(shared=shared)), Authorization=authorization) as client:
+        assert (await client.post("/v1/search", json={"queries": ["a"]})).status_code == status
 
 
 def test_no_service_opens_to_the_network_without_a_token() -> None:
