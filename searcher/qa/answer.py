@@ -7,6 +7,7 @@ import re
 import string
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 
 from searcher.qa.tags import ANSWER_CLOSE, ANSWER_OPEN
 
@@ -63,10 +64,12 @@ def f1(prediction: Answer, golds: Golds) -> float:
     """F1 over the words with their counts; yes, no and noanswer are right or wrong as a whole."""
     predicted = _normalized(prediction)
     words = predicted.split()
+    if words and any(predicted == gold for gold in _normalized_golds(golds)):
+        return 1.0
     counts = Counter(words)
 
     def against(gold: str) -> float:
-        if predicted != gold and not _CLOSED_ANSWERS.isdisjoint((predicted, gold)):
+        if not _CLOSED_ANSWERS.isdisjoint((predicted, gold)):
             return 0.0
         gold_words = gold.split()
         num_same = sum(min(count, counts[word]) for word, count in Counter(gold_words).items())
@@ -80,7 +83,16 @@ def f1(prediction: Answer, golds: Golds) -> float:
 
 def _normalized(answer: Answer) -> str:
     text = str(answer)
+    return _remembered(text) if len(text) <= _SHORT else _with_booleans(text)
+
+
+def _with_booleans(text: str) -> str:
     return {"True": "yes", "False": "no"}.get(text) or normalize_answer(text)
+
+
+_SHORT = 256
+# Every metric asks again, and the samples of a group have the same golds and often the same answer.
+_remembered = lru_cache(maxsize=16_384)(_with_booleans)
 
 
 def _search_r1_normalized(text: str) -> str:
@@ -88,5 +100,5 @@ def _search_r1_normalized(text: str) -> str:
 
 
 def _normalized_golds(golds: Golds) -> Iterator[str]:
-    for gold in [golds] if isinstance(golds, str | bool) else golds:
+    for gold in (golds,) if isinstance(golds, (str, bool)) else golds:
         yield _normalized(gold)

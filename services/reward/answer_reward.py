@@ -3,13 +3,12 @@
 from searcher.contracts.score import Verdict
 from searcher.qa.answer import cover_exact_match, f1, search_r1_exact_match
 from searcher.qa.tags import ANSWER_CLOSE, ANSWER_OPEN
-from services.reward.format_reward import published_answer
 from services.reward.response import Group, Response
 
 
 def f1_if_format_right(response: Response) -> float:
     """A response without an answer has the format wrong, so it never reaches the F1."""
-    return 0.0 if response.errors or response.answer is None else f1(response.answer, response.golds)
+    return 0.0 if response.errors else response.f1
 
 
 def is_right(response: Response) -> bool:
@@ -42,13 +41,13 @@ def f1_if_not_judged(group: Group) -> list[float]:
 
 
 def published_f1(response: Response) -> float:
-    answer = published_answer(response.solution)
+    answer = response.published_answer
     return 0.0 if answer is None else f1(answer, response.item.answers)
 
 
 def published_cover_em(response: Response) -> float:
     """+1 if a gold answer is covered, -1 if not or if there is no answer."""
-    answer = published_answer(response.solution)
+    answer = response.published_answer
     return 1.0 if answer is not None and cover_exact_match(answer, response.item.answers) else -1.0
 
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from searcher.contracts.errors import InvalidInput, SearcherError
 from searcher.contracts.score import Score, ScoreItem, Verdict
-from searcher.qa.answer import cover_exact_match, exact_match, f1
+from searcher.qa.answer import cover_exact_match, exact_match
 from services.reward.response import Group, Points, Response
 from services.reward.rules import Rules
 
@@ -57,7 +57,7 @@ def _score(response: Response, parts: dict[str, float], verdict: Verdict | None)
         answer=answer,
         em=0.0 if answer is None else exact_match(answer, golds),
         cover_em=0.0 if answer is None else cover_exact_match(answer, golds),
-        f1=0.0 if answer is None else f1(answer, golds),
+        f1=response.f1,
         format_ok=not response.errors,
         format_errors=response.errors,
         judge=verdict,

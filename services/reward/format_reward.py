@@ -100,35 +100,33 @@ OWN_TEXT_CHECKS = (
 _CHINESE = re.compile("[\u4e00-\u9fff]")
 
 
-def published_answer(solution: str) -> str | None:
-    """Unlike `extract_answer`, content with both tags in any order, closed or not; None where either is missing."""
-    if ANSWER_OPEN not in solution or ANSWER_CLOSE not in solution:
-        return None
-    return solution.rpartition(ANSWER_OPEN)[2].partition(ANSWER_CLOSE)[0].strip()
-
-
-def published_tag_counts(solution: str) -> list[int]:
+def published_tag_counts(response: Response) -> tuple[int, ...]:
     """Must all be equal, and are the number of searches then."""
-    spellings = (
-        f"{DOCUMENTS_OPEN}\n",
-        f"{DOCUMENTS_CLOSE}\n\n",
-        f"{DOCUMENTS_OPEN}\n(1)",
-        DOCUMENTS_OPEN,
-        DOCUMENTS_CLOSE,
+    tags = response.published_tags
+    numbered = tags[f"{DOCUMENTS_OPEN}\n(1)"]
+    on_line = tags[f"{DOCUMENTS_OPEN}\n"] + numbered
+    ended = tags[f"{DOCUMENTS_CLOSE}\n\n"]
+    return (
+        on_line,
+        ended,
+        tags[QUERY_OPEN],
+        tags[QUERY_CLOSE],
+        tags[DOCUMENTS_OPEN] + on_line,
+        tags[DOCUMENTS_CLOSE] + ended,
+        numbered,
     )
-    return [solution.count(text) for text in (*spellings, QUERY_OPEN, QUERY_CLOSE)]
 
 
 def _tag_counts(response: Response) -> bool:
-    return len(set(published_tag_counts(response.solution))) == 1
+    return len(set(published_tag_counts(response))) == 1
 
 
 def _think_tags(response: Response) -> bool:
-    return response.solution.count(THINK_OPEN) == 0 and response.solution.count(THINK_CLOSE) == 1
+    return response.published_tags[THINK_OPEN] == 0 and response.published_tags[THINK_CLOSE] == 1
 
 
 def _answer_tags(response: Response) -> bool:
-    return response.solution.count(ANSWER_OPEN) == response.solution.count(ANSWER_CLOSE) == 1
+    return response.published_tags[ANSWER_OPEN] == response.published_tags[ANSWER_CLOSE] == 1
 
 
 def _no_assistant(response: Response) -> bool:
@@ -136,12 +134,12 @@ def _no_assistant(response: Response) -> bool:
 
 
 def _no_search_in_answer(response: Response) -> bool:
-    answer = published_answer(response.solution) or ""
+    answer = response.published_answer or ""
     return "begin_of_query" not in answer and "begin_of_documents" not in answer
 
 
 def _answer_of_ten_words(response: Response) -> bool:
-    return _num_words(published_answer(response.solution) or "") <= 10
+    return _num_words(response.published_answer or "") <= 10
 
 
 def _no_chinese(response: Response) -> bool:

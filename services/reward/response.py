@@ -5,17 +5,25 @@ turns      think, query                     | think, answer    what the policy w
 solution   think, query           documents   think, answer    everything, as the published servers saw it
 """
 
+import re
 import unicodedata
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby
 
 from searcher.contracts.score import ScoreItem, Verdict
-from searcher.qa.answer import extract_answer
+from searcher.qa.answer import extract_answer, f1
+from searcher.qa.tags import ANSWER_CLOSE, ANSWER_OPEN, DOCUMENTS_CLOSE, DOCUMENTS_OPEN, TAGS
 
 END_MARKERS = ("<|endoftext|>", "<|im_end|>", "<|eot_id|>", "<|end_of_text|>", "</s>")
 """Ends of sequence as text. Some decoders keep them, and the published servers strip them before they judge."""
+
+_PUBLISHED_TAG = re.compile(
+    rf"{re.escape(DOCUMENTS_OPEN)}(?:\n(?:\(1\))?)?|{re.escape(DOCUMENTS_CLOSE)}(?:\n\n)?|"
+    + "|".join(map(re.escape, TAGS))
+)
 
 
 @dataclass(frozen=True)
@@ -50,6 +58,10 @@ class Response:
         return tuple(_canonical(gold) for gold in self.item.answers)
 
     @cached_property
+    def f1(self) -> float:
+        return 0.0 if self.answer is None else f1(self.answer, self.golds)
+
+    @cached_property
     def errors(self) -> tuple[str, ...]:
         """Names of the format checks that fail, in their order."""
         return tuple(check.name for check in self.checks if not check.passes(self))
@@ -57,6 +69,19 @@ class Response:
     @cached_property
     def solution(self) -> str:
         return _without_end_markers("".join(segment.text for segment in self.item.segments)).lstrip()
+
+    @cached_property
+    def published_answer(self) -> str | None:
+        """As the published servers take it from the solution: unlike `answer`, with both tags in any order, closed or
+        not; None where either is missing."""
+        if ANSWER_OPEN not in self.solution or ANSWER_CLOSE not in self.solution:
+            return None
+        return self.solution.rpartition(ANSWER_OPEN)[2].partition(ANSWER_CLOSE)[0].strip()
+
+    @cached_property
+    def published_tags(self) -> Counter[str]:
+        """How often each tag stands in the solution, document tags by what follows them too."""
+        return Counter(_PUBLISHED_TAG.findall(self.solution))
 
 
 @dataclass(frozen=True)

@@ -49,5 +49,5 @@ def really_searched_in_step(points: float) -> Points:
 
 
 def _tags_of_a_search(response: Response) -> bool:
-    counts = published_tag_counts(response.solution)
+    counts = published_tag_counts(response)
     return min(counts) == max(counts) >= 1

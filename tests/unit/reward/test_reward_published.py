@@ -13,9 +13,11 @@ from hypothesis import strategies as st
 
 from searcher.contracts.score import Score, ScoreItem, TextSegment
 from searcher.qa.answer import cover_exact_match, exact_match, f1
+from searcher.qa.tags import TAGS
 from services.reward.answer_reward import search_r1_answer
 from services.reward.engine import score_group
-from services.reward.format_reward import without_document_blocks
+from services.reward.format_reward import published_tag_counts, without_document_blocks
+from services.reward.response import Response
 from services.reward.rules import RULES
 
 ASK = "Search: <|begin_of_query|> capital of France<|end_of_query|>"
@@ -167,6 +169,28 @@ def test_the_published_answer_needs_both_tags_in_any_order() -> None:
 
 
 pieces = st.sampled_from(["<|begin_of_documents|>", "<|end_of_documents|>", "x", "\n", "<|begin_of", "_documents|>"])
+
+
+tags = st.sampled_from([*TAGS, "\n", "\n\n", "\n(1)", "(1)", "<|", ">", "x", " <answer"])
+
+
+@given(st.lists(tags, max_size=20).map("".join))
+def test_counting_tags_in_one_pass_equals_counting_each(text: str) -> None:
+    response = Response(
+        ScoreItem(id="t", question="?", answers=("x",), segments=(TextSegment(source="policy", text=text),))
+    )
+    solution = text.lstrip()
+
+    assert published_tag_counts(response) == (
+        solution.count("<|begin_of_documents|>\n"),
+        solution.count("<|end_of_documents|>\n\n"),
+        solution.count("<|begin_of_query|>"),
+        solution.count("<|end_of_query|>"),
+        solution.count("<|begin_of_documents|>"),
+        solution.count("<|end_of_documents|>"),
+        solution.count("<|begin_of_documents|>\n(1)"),
+    )
+    assert [response.published_tags[tag] for tag in TAGS[:4]] == [solution.count(tag) for tag in TAGS[:4]]
 
 
 @given(st.lists(pieces, max_size=20).map("".join))
