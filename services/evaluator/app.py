@@ -226,7 +226,8 @@ async def keep_report(evaluator: Evaluator, evaluation_id: str) -> Report:
     known = await evaluator.jobs.digest(evaluation_id) or ""
     indexes = await evaluator.intake.indexes() if answered.outline.corpora else None
     # Intervals take a second: other requests go on meanwhile.
-    report = await asyncio.to_thread(assemble, answered, indexes=indexes or {})
+    judge = evaluator.jobs.settings.judge_model
+    report = await asyncio.to_thread(assemble, answered, indexes=indexes or {}, judge=judge)
     await asyncio.to_thread(evaluator.archive.keep, report, digest=known)
     return report
 

@@ -1,14 +1,16 @@
 """The answers of an evaluation that is done -> its report."""
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 
 from searcher.contracts.report import Report
 from services.evaluator.jobs import Answered
+from services.evaluator.published import published_rows
 from services.evaluator.statistics import comparisons, system_reports
 
 
-def assemble(answered: Answered, *, indexes: Mapping[str, str]) -> Report:
-    """`indexes`: what is behind each corpus now, as far as the retriever tells."""
+def assemble(answered: Answered, *, indexes: Mapping[str, str], judge: str) -> Report:
+    """`indexes`: what is behind each corpus now, as far as the retriever tells. `judge`: the model that judges."""
     outline = answered.outline
     now = {name: indexes[name] for name in outline.corpora if name in indexes}
     return Report(
@@ -22,6 +24,12 @@ def assemble(answered: Answered, *, indexes: Mapping[str, str]) -> Report:
         seconds=answered.seconds,
         systems=system_reports(outline.systems, answered.rows),
         comparisons=comparisons(outline.systems, answered.rows),
+        published=published_rows(
+            Counter(row.benchmark for row in answered.rows if row.benchmark and row.system == outline.systems[0].name),
+            corpora=answered.corpora,
+            k=outline.plan.documents_per_search,
+            judge=judge if outline.judge else None,
+        ),
         missing=tuple(_missing(answered, now)),
         questions=answered.rows,
     )

@@ -279,6 +279,8 @@ class Answered:
     weights: str
     created_at: dt.datetime
     seconds: float
+    corpora: Mapping[str, frozenset[str]]
+    """Which ones the questions of each benchmark are for."""
     not_judged: str
     """Why answers have no verdict, where the judge did not answer."""
 
@@ -462,7 +464,11 @@ class Jobs:
     async def answered(self, evaluation_id: str) -> Answered:
         """Everything about an evaluation that is done."""
         record, chunks, results, verdicts = await self._everything(evaluation_id)
-        keys = [key.encode() for number in sorted(chunks) for key in chunks[number].keys.values()]
+        keys, corpora = list[bytes](), dict[str, frozenset[str]]()
+        for _, chunk in sorted(chunks.items()):
+            keys += [key.encode() for key in chunk.keys.values()]
+            asked = frozenset(question.corpus for question in chunk.questions)
+            corpora[chunk.benchmark] = corpora.get(chunk.benchmark, frozenset()) | asked
         created_ms, finished_ms = int(record[b"created_ms"]), int(record[b"finished_ms"])
         return Answered(
             outline=Outline.model_validate_json(record[b"outline"]),
@@ -472,6 +478,7 @@ class Jobs:
             weights=record.get(b"weights", b"").decode(),
             created_at=dt.datetime.fromtimestamp(created_ms / 1000, dt.UTC),
             seconds=(finished_ms - created_ms) / 1000,
+            corpora=corpora,
             not_judged=record.get(b"not_judged", b"").decode(),
         )
 

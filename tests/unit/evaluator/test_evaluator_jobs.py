@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from redis.asyncio import Redis
 
 from searcher.contracts.errors import Conflict, NotFound, Overloaded
-from searcher.contracts.question import Question
-from searcher.contracts.report import EvaluatedQuestion, EvaluationRequest, EvaluationState
-from searcher.servicekit.streams import connect
+from searcher.contracts.question import Question, SearchMode
+from searcher.contracts.report import POLICY, EvaluatedQuestion, EvaluationRequest, EvaluationState, System
+from searcher.contracts.weights import WeightVersion
+from searcher.servicekit.streams import connect, wanted_weights
 from services.evaluator.jobs import Claim, Due, Jobs
 from services.evaluator.settings import EvaluatorSettings
 
@@ -229,6 +230,187 @@ async def test_a_closed_evaluation_takes_no_more_answers(jobs: Jobs, row: Row) -
     assert await jobs.store(claim, rows_of(claim, row), weights="w") == 0
     await jobs.fail("e", reason="too late")
     assert (await jobs.status("e")).error == "cancelled"
+
+
+SEARCHLESS = System(name="no search", search=SearchMode.NONE)
+
+
+async def test_every_system_answers_every_question_of_every_benchmark(jobs: Jobs, row: Row) -> None:
+    asked = request(1).model_copy(update={"systems": (POLICY, SEARCHLESS)})
+    await jobs.create(asked, {"nq": asked.questions, "popqa": asked.questions})  # the same id in both is no repetition
+    await jobs.take_due("e")
+    for number in range(2):
+        claim = await claimed(jobs, number)
+        await answer(jobs, claim, row, f1=1.0)
+    await jobs.take_due("e")
+    for number in (3, 2):
+        claim = await claimed(jobs, number)
+        assert claim.system == SEARCHLESS
+        await answer(jobs, claim, row, f1=0.0, weights="")  # a model behind an API has no version
+
+    answered = await jobs.answered("e")
+    status = await jobs.status("e")
+
+    places = [(row.system, row.benchmark, row.id, row.f1) for row in answered.rows]
+    assert places == [
+        ("policy", "nq", "q0", 1.0),
+        ("policy", "popqa", "q0", 1.0),
+        ("no search", "nq", "q0", 0.0),
+        ("no search", "popqa", "q0", 0.0),
+    ]
+    assert answered.weights == "w"
+    assert (status.state, status.done, status.total) == (EvaluationState.DONE, 4, 4)
+    assert status.partial is not None and status.partial.f1 == 0.5
+
+
+async def test_one_weight_version_holds_across_systems(jobs: Jobs, row: Row) -> None:
+    asked = request(1).model_copy(update={"systems": (POLICY, SEARCHLESS)})
+    await create(jobs, asked)
+    await jobs.take_due("e")
+    await answer(jobs, await claimed(jobs, 0), row, weights="old")
+
+    await answer(jobs, await claimed(jobs, 1), row, weights="new")
+
+    assert (await jobs.status("e")).error == "weights changed during the evaluation: from old to new"
+
+
+async def test_what_is_stored_is_known_to_who_takes_over(jobs: Jobs, redis: Redis, row: Row) -> None:
+    await create(jobs, request(2))
+    await jobs.take_due("e")
+    dying = await claimed(jobs, 0, "dying")
+    await jobs.store(dying, rows_of(dying, row)[:1], weights="w")
+    await let_leases_run_out(redis)
+
+    successor = await claimed(jobs, 0, "successor")
+
+    assert list(await jobs.answers(successor)) == ["q0"]
+    assert (await jobs.status("e")).state is EvaluationState.RUNNING
+
+
+async def test_a_failed_evaluation_goes_on_where_it_stopped(jobs: Jobs, row: Row) -> None:
+    await create(jobs, request(5))
+    await jobs.take_due("e")
+    await answer(jobs, await claimed(jobs, 0), row, f1=0.25)
+    await jobs.fail("e", reason="cancelled")
+    await jobs.close("e")
+
+    await jobs.resume("e")
+    status = await jobs.status("e")
+    assert (status.state, status.done, status.error) == (EvaluationState.QUEUED, 2, None)
+    assert await jobs.redis.ttl("evaluation:e") == -1
+    await jobs.resume("e")  # twice is once
+    assert await jobs.take_due("e") == Due(again=(), first=(1, 2))
+    for number in (1, 2):
+        await answer(jobs, await claimed(jobs, number), row, f1=1.0)
+
+    assert [row.f1 for row in (await jobs.answered("e")).rows] == [0.25, 0.25, 1.0, 1.0, 1.0]
+
+
+async def test_a_resumed_evaluation_still_wants_its_weights(jobs: Jobs, row: Row) -> None:
+    await create(jobs, request(4))
+    await jobs.take_due("e")
+    await answer(jobs, await claimed(jobs, 0), row, weights="old")
+    await jobs.fail("e", reason="no answer for 1800 s")
+    await jobs.resume("e")
+    await jobs.take_due("e")
+
+    await answer(jobs, await claimed(jobs, 1), row, weights="new")
+
+    assert (await jobs.status("e")).error == "weights changed during the evaluation: from old to new"
+
+
+async def test_a_failed_evaluation_with_all_answers_only_needs_its_end(jobs: Jobs, row: Row) -> None:
+    await create(jobs, request(2))
+    await jobs.take_due("e")
+    claim = await claimed(jobs, 0)
+    await jobs.store(claim, rows_of(claim, row), weights="w")
+    await jobs.fail("e", reason="cancelled")
+
+    await jobs.resume("e")
+    await jobs.take_due("e")
+    await jobs.finish(await claimed(jobs, 0))
+
+    assert (await jobs.status("e")).state is EvaluationState.DONE
+
+
+async def test_what_is_done_cannot_be_resumed(jobs: Jobs, row: Row) -> None:
+    await create(jobs, request(2))
+    await jobs.take_due("e")
+    await answer(jobs, await claimed(jobs, 0), row)
+
+    with pytest.raises(Conflict, match="nothing is left to do"):
+        await jobs.resume("e")
+    with pytest.raises(NotFound):
+        await jobs.resume("nobody")
+
+
+async def test_verdicts_join_the_answers_that_count(jobs: Jobs, row: Row) -> None:
+    await create(jobs, request(2).model_copy(update={"judge": True}))
+    await jobs.take_due("e")
+    claim = await claimed(jobs, 0)
+    await jobs.store(claim, rows_of(claim, row), weights="w")
+
+    assert await jobs.judge(claim, {"q0": True, "q1": False}, problem="") == 2
+    assert await jobs.judge(claim, {"q0": False, "q1": False}, problem="") == 0  # the first verdict counts, too
+    status = await jobs.status("e")
+    await jobs.finish(claim)
+
+    assert status.partial is not None and (status.partial.judge, status.partial.num_judged) == (0.5, 2)
+    assert [row.judge for row in (await jobs.answered("e")).rows] == [True, False]
+
+
+async def test_only_what_was_not_judged_is_taken_up_again(jobs: Jobs, row: Row) -> None:
+    await create(jobs, request(4).model_copy(update={"judge": True}))
+    await jobs.take_due("e")
+    for number, verdicts in ((0, {"q0": True, "q1": True}), (1, {"q2": False})):
+        claim = await claimed(jobs, number)
+        await jobs.store(claim, rows_of(claim, row), weights="w")
+        await jobs.judge(claim, verdicts, problem="" if number == 0 else "judge did not answer")
+        await jobs.finish(claim)
+    assert (await jobs.answered("e")).not_judged == "judge did not answer"
+
+    await jobs.resume("e")
+    assert await jobs.take_due("e") == Due(again=(), first=(1,))
+    claim = await claimed(jobs, 1)
+    assert [row.judge for row in (await jobs.answers(claim)).values()] == [False, None]
+    await jobs.judge(claim, {"q3": True}, problem="")
+    await jobs.finish(claim)
+
+    answered, status = await jobs.answered("e"), await jobs.status("e")
+    assert [row.judge for row in answered.rows] == [True, True, False, True]
+    assert answered.not_judged == ""
+    assert status.partial is not None and (status.partial.judge, status.partial.num_judged) == (0.75, 4)
+
+
+def version(step: int) -> WeightVersion:
+    return WeightVersion(run_id="run", step=step, location="file:///nowhere", sha256="a" * 64, num_bytes=1)
+
+
+async def test_evaluations_that_bring_their_weights_take_turns(jobs: Jobs, row: Row) -> None:
+    for name, step in (("e", 20), ("second", 40)):
+        await create(jobs, request(2, name).model_copy(update={"version": version(step)}))
+    await create(jobs, request(2, "any"))
+
+    assert await jobs.take_due("second") == Due(again=(), first=())
+    assert await jobs.take_due("e") == Due(again=(), first=(0,))
+    assert await jobs.take_due("any") == Due(again=(), first=(0,))
+    assert await wanted_weights(jobs.redis, purpose="evaluation") == version(20)
+    claim = await claimed(jobs, 0)
+    assert claim.outline.demanded_weights == version(20).name
+    await answer(jobs, claim, row, weights=version(20).name)
+
+    assert await jobs.take_due("second") == Due(again=(), first=(0,))
+    assert await wanted_weights(jobs.redis, purpose="evaluation") == version(40)
+    assert await wanted_weights(jobs.redis) is None  # training's engines are left alone
+
+
+async def test_a_failed_evaluation_gives_its_turn_to_the_next(jobs: Jobs) -> None:
+    for name, step in (("e", 20), ("second", 40)):
+        await create(jobs, request(2, name).model_copy(update={"version": version(step)}))
+
+    await jobs.fail("e", reason="cancelled")
+
+    assert await jobs.take_due("second") == Due(again=(), first=(0,))
 
 
 async def test_a_forgotten_evaluation_is_not_found_and_not_listed(jobs: Jobs, redis: Redis) -> None:
