@@ -106,7 +106,8 @@ class Shelf:
             raise Conflict("another index is being opened; try again when it is done")
         async with self._swapping:
             old = self.corpus(name)
-            location = self._locations[old.name] if folder is None else self.index_dir / folder
+            place = self._locations[old.name]
+            location = place if folder is None else self.index_dir / folder
             try:
                 new = await asyncio.to_thread(self.library.open, location, old.name)
                 await self.engine.run(partial(check, new))
@@ -116,7 +117,7 @@ class Shelf:
                 raise
             own = {corpus.name: corpus for corpus in self._corpora.values()}
             self._corpora = with_default({**own, old.name: new})
-            self._locations[old.name], self._seen[old.name] = location, _identity(location)
+            self._seen[old.name] = _identity(place)  # what changes there from now on is followed again
             publish(new)
             metrics.SWAPS.labels("swapped").inc()
             log.info("index swapped", corpus=old.name, old=old.sha256[:12], new=new.sha256[:12], folder=str(new.folder))
