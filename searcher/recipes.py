@@ -8,9 +8,17 @@ from pydantic import ValidationError
 
 from searcher.contracts.errors import InvalidInput
 from searcher.contracts.recipe import Recipe
+from searcher.overlap import refuse_overlap
 from searcher.questions import balanced_sample, load_questions
 
-__all__ = ["balanced_sample", "explain", "load_questions", "load_recipe", "parse_recipe"]
+__all__ = [
+    "balanced_sample",
+    "explain",
+    "load_questions",
+    "load_recipe",
+    "parse_recipe",
+    "refuse_training_on_evaluation",
+]
 
 
 def load_recipe(path: Path) -> Recipe:
@@ -30,6 +38,21 @@ def parse_recipe(table: dict[str, Any], *, source: str, base: Path) -> Recipe:
     except ValidationError as error:
         raise InvalidInput(f"{source}: {explain(error)}") from None
     return _with_absolute_paths(recipe, base.resolve())
+
+
+def refuse_training_on_evaluation(recipe: Recipe) -> None:
+    """Raises InvalidInput that names the questions of a stage that are evaluated on, unless the recipe allows it."""
+    if recipe.evaluation is None or recipe.evaluation.allow_overlap:
+        return
+    held_out = load_questions(Path(recipe.evaluation.questions))
+    for path in dict.fromkeys(stage.questions for stage in recipe.stages):
+        refuse_overlap(
+            load_questions(Path(path)),
+            held_out,
+            what=path,
+            against=f"evaluation.questions ({recipe.evaluation.questions})",
+            fix="take them out, or set evaluation.allow_overlap = true",
+        )
 
 
 def explain(error: ValidationError) -> str:

@@ -1,35 +1,60 @@
-"""A questions or corpus file -> what is in it, or the first line that is wrong."""
+"""Files of questions or passages -> what is in them, what they share, or the first line that is wrong."""
 
-import gzip
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Sequence
+from itertools import combinations
 from pathlib import Path
-from typing import Any
 
 from rich.table import Table
 
 from searcher.cli.console import console
 from searcher.contracts.errors import InvalidInput
 from searcher.contracts.question import Question
-from searcher.recipes import load_questions
+from searcher.overlap import Shared, overlap
+from searcher.questions import QUESTION_FIELDS, load_questions, rows
 
-QUESTION_KEYS = frozenset({"question"})
-CORPUS_KEYS = frozenset({"text", "contents"})
+CORPUS_FIELDS = frozenset({"text", "contents"})
 
 
 def check(path: Path) -> None:
-    first = _first_row(path)
-    if first.keys() & QUESTION_KEYS:
+    first = next(rows(path), None)
+    if first is None:
+        raise InvalidInput(f"{path}: is empty")
+    if first.fields.keys() & set(QUESTION_FIELDS):
         facts = question_facts(load_questions(path))
-    elif first.keys() & CORPUS_KEYS:
+    elif first.fields.keys() & CORPUS_FIELDS:
         facts = corpus_facts(path)
     else:
-        raise InvalidInput(f"{path}:1: neither `question` nor `text` is among its fields {sorted(first)}")
+        raise InvalidInput(
+            f"{first.where}: neither `question` nor `text` is among its fields {', '.join(sorted(first.fields))}"
+        )
     table = Table(box=None, show_header=False, pad_edge=False)
     for name, value in facts.items():
         table.add_row(name, value)
     console.print(table)
+
+
+def show_overlap(files: Sequence[Path], *, list_all: bool, as_json: bool) -> bool:
+    """Print it for every pair; return whether there is any."""
+    if len(files) < 2:
+        raise InvalidInput(f"give two files or more to compare, not {len(files)}")
+    questions = [load_questions(path) for path in files]
+    found = {
+        (first, second): overlap(questions[first], questions[second])
+        for first, second in combinations(range(len(files)), 2)
+    }
+    if as_json:
+        for (first, second), shared in found.items():
+            print(json.dumps(_as_json(files[first], files[second], shared)))
+    else:
+        console.print(_overlap_table(files, found))
+        for (first, second), shared in found.items() if list_all else ():
+            console.print(f"\n{files[first]} and {files[second]}", soft_wrap=True, markup=False)
+            for each in shared:
+                line = f"  {each.first.id} = {each.second.id} (same {each.same}) {each.first.question}"
+                console.print(line, soft_wrap=True, markup=False)
+    return any(found.values())
 
 
 def question_facts(questions: list[Question]) -> dict[str, str]:
@@ -48,17 +73,17 @@ def corpus_facts(path: Path) -> dict[str, str]:
     """Raises InvalidInput with the line of a passage without text or of an id that occurs twice."""
     ids, texts = set[str](), Counter[int]()
     num_characters = num_titles = 0
-    for number, row in _rows(path):
-        text = row.get("text", row.get("contents"))
+    for row in rows(path):
+        text = row.fields.get("text", row.fields.get("contents"))
         if not isinstance(text, str) or not text.strip():
-            raise InvalidInput(f"{path}:{number}: `text` is missing or empty")
-        name = str(row.get("id", number))
+            raise InvalidInput(f"{row.where}: `text` is missing or empty")
+        name = str(row.fields.get("id", row.number))
         if name in ids:
-            raise InvalidInput(f"{path}:{number}: the id {name!r} occurs twice; ids must be unique")
+            raise InvalidInput(f"{row.where}: the id {name!r} occurs twice; ids must be unique")
         ids.add(name)
         texts[hash(text)] += 1
         num_characters += len(text)
-        num_titles += bool(row.get("title"))
+        num_titles += bool(row.fields.get("title"))
     return {
         "passages": f"{len(ids):,}",
         "with a title": f"{num_titles:,}",
@@ -67,24 +92,19 @@ def corpus_facts(path: Path) -> dict[str, str]:
     }
 
 
-def _first_row(path: Path) -> dict[str, Any]:
-    for _, row in _rows(path):
-        return row
-    raise InvalidInput(f"{path}: is empty")
+def _overlap_table(files: Sequence[Path], found: dict[tuple[int, int], list[Shared]]) -> Table:
+    table = Table(box=None, pad_edge=False)
+    for column in ("", "and"):
+        table.add_column(column, overflow="fold")
+    for column in ("same text", "same id only"):
+        table.add_column(column, justify="right")
+    for (first, second), shared in found.items():
+        of_kind = Counter(each.same for each in shared)
+        table.add_row(str(files[first]), str(files[second]), f"{of_kind['text']:,}", f"{of_kind['id']:,}")
+    return table
 
 
-def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    try:
-        with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as lines:
-            for number, line in enumerate(lines, start=1):
-                if line.strip():
-                    row = json.loads(line)
-                    if not isinstance(row, dict):
-                        raise InvalidInput(f"{path}:{number}: not a JSON object")
-                    yield number, row
-    except FileNotFoundError:
-        raise InvalidInput(f"{path}: no such file") from None
-    except json.JSONDecodeError as error:
-        raise InvalidInput(f"{path}:{number}: not JSON: {error}") from None
-    except (UnicodeDecodeError, gzip.BadGzipFile) as error:
-        raise InvalidInput(f"{path}: not UTF-8 text: {error}") from None
+def _as_json(first: Path, second: Path, shared: Sequence[Shared]) -> dict[str, object]:
+    of_kind = Counter(each.same for each in shared)
+    pairs = [[each.first.id, each.second.id] for each in shared]
+    return {"a": str(first), "b": str(second), "text": of_kind["text"], "id": of_kind["id"], "ids": pairs}

@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from searcher.cli.data_commands import check, overlap, select
+
 app = typer.Typer(
     name="searcher",
     help="Teach a language model to search, and watch it learn.",
@@ -15,7 +17,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 index_app = typer.Typer(help="Build what the retriever searches in.", no_args_is_help=True)
-data_app = typer.Typer(help="Look at question and passage files.", no_args_is_help=True)
+data_app = typer.Typer(help="Look at question and passage files; select what to train on.", no_args_is_help=True)
 app.add_typer(index_app, name="index")
 app.add_typer(data_app, name="data")
 
@@ -176,12 +178,9 @@ def build_index(
     index.build(corpus, out, kind=kind, encoder=encoder)
 
 
-@data_app.command("check")
-def check_data(file: Annotated[Path, typer.Argument(help="A questions or a corpus JSONL, plain or gzipped.")]) -> None:
-    """Validate a file line by line; print counts, hops and duplicates."""
-    from searcher.cli import data
-
-    data.check(file)
+data_app.command("check")(check)
+data_app.command("overlap")(overlap)
+data_app.command("select")(select)
 
 
 if __name__ == "__main__":

@@ -107,6 +107,8 @@ class EvaluationRecipe(Contract):
     """A fixed sample, balanced over hop counts where the data names them."""
     alongside: bool = False
     """Evaluate with engines of their own and go on training meanwhile; figures then come some steps later."""
+    allow_overlap: bool = False
+    """Evaluate on questions that are trained on too. Without it such a recipe is refused."""
 
 
 class EngineRecipe(Contract):

@@ -21,7 +21,7 @@ from redis.exceptions import RedisError
 from searcher.contracts.errors import Conflict, InvalidInput, NotFound, UpstreamUnavailable
 from searcher.contracts.run import Checkpoint, RunRequest, RunState, RunStatus
 from searcher.qa.prompt import template_named
-from searcher.recipes import load_questions
+from searcher.recipes import load_questions, refuse_training_on_evaluation
 from searcher.servicekit import streams
 from services.trainer.checkpoint import CheckpointStore
 from services.trainer.rundir import Outcome, RunDirectory
@@ -268,6 +268,7 @@ def check(request: RunRequest) -> None:
         load_questions(Path(stage.questions))
     if recipe.evaluation:
         load_questions(Path(recipe.evaluation.questions))
+    refuse_training_on_evaluation(recipe)
     if recipe.model.dtype == "bfloat16" and recipe.trainer.zero_stage == 0:
         raise InvalidInput("trainer.zero_stage: bfloat16 needs 1 or more, which keeps the weights in float32 besides")
     if recipe.trainer.device == "cpu" and recipe.trainer.offload_optimizer:

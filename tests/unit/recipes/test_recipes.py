@@ -6,7 +6,7 @@ import pytest
 
 from searcher.contracts.errors import InvalidInput
 from searcher.contracts.recipe import Recipe
-from searcher.recipes import load_recipe
+from searcher.recipes import load_recipe, refuse_training_on_evaluation
 
 RECIPES = sorted((Path(__file__).parents[3] / "recipes").glob("*.toml"))
 
@@ -78,3 +78,14 @@ def test_an_unclipped_loss_on_stale_samples_is_refused(tmp_path: Path) -> None:
 def test_a_missing_recipe_says_where_to_look(tmp_path: Path) -> None:
     with pytest.raises(InvalidInput, match="no such recipe"):
         load_recipe(tmp_path / "none.toml")
+
+
+def test_training_on_evaluation_questions_is_refused_unless_the_recipe_allows_it(tmp_path: Path) -> None:
+    write(tmp_path / "questions.jsonl", '{"question": "Who?", "answer": "a"}\n{"question": "What?", "answer": "b"}\n')
+    write(tmp_path / "eval.jsonl", '{"question": "what", "answer": "b"}\n')
+    evaluated = f'{MINIMAL}[evaluation]\nquestions = "eval.jsonl"\n'
+
+    refuse_training_on_evaluation(load_recipe(write(tmp_path / "none.toml", MINIMAL)))
+    refuse_training_on_evaluation(load_recipe(write(tmp_path / "allowed.toml", evaluated + "allow_overlap = true\n")))
+    with pytest.raises(InvalidInput, match=r"1 questions of .*questions\.jsonl are also in evaluation.*2 = 1 'What\?'"):
+        refuse_training_on_evaluation(load_recipe(write(tmp_path / "refused.toml", evaluated)))

@@ -331,6 +331,15 @@ async def test_what_cannot_work_is_refused_before_a_process_starts(place: Place,
     assert not place.run().exists
 
 
+async def test_training_on_evaluation_questions_is_refused_before_a_process_starts(place: Place) -> None:
+    recipe = place.recipe(evaluation={"questions": str(place.folder / "questions.jsonl")})
+    async with opened(place.controller()) as controller:
+        with pytest.raises(InvalidInput, match=r"12 questions of .* evaluation\.allow_overlap = true"):
+            await controller.start(RunRequest(run_id="toy", recipe=recipe))
+
+    assert not place.run().exists
+
+
 async def test_bfloat16_weights_need_a_float32_copy_to_learn_on(place: Place) -> None:
     model = {"path": str(place.folder / "model"), "dtype": "bfloat16"}
     request = RunRequest(run_id="toy", recipe=place.recipe(model=model, trainer={"zero_stage": 0}))
