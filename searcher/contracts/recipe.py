@@ -40,9 +40,9 @@ class CorpusRecipe(Contract):
 
     source: str
     """JSONL (`id`, `title`, `text`), gzipped or plain, or R1-Searcher's TSV."""
-    kind: Literal["bm25", "flat"] = "bm25"
+    kind: Literal["bm25", "flat", "fp16", "pqfs", "rabitq", "ivf", "auto"] = "bm25"
     encoder: str | None = None
-    """For `flat`: the name of an encoder the retriever knows."""
+    """For all kinds but `bm25`: the name of an encoder the retriever knows."""
 
 
 class StageEnd(Contract):

@@ -1,124 +1,387 @@
 """A corpus file -> an index folder.
 
-    source --write_passages--> passages.jsonl, offsets.npy --write_bm25 | write_vectors--> index --> manifest.json
+    source --write_passages--> passages.jsonl, offsets.npy --> bm25 and/or vectors, codes --> manifest.json
 
-Everything is written beside the place where it belongs and moved there at the end, so a folder with a manifest is
-complete. Building what is there already is instant. Memory holds one block of passages (`flat`) or the corpus' word
-numbers (`bm25`).
+Everything is written in a folder beside the place where it belongs, stage by stage, and moved there at the end: a
+folder with a manifest is complete, and a build that was killed goes on with the stage it was in. Vectors come from a
+cache by content, so what was encoded once is not encoded again. Memory holds one block of vectors and, if there are
+any, the codes; `bm25` holds the corpus' word numbers. Building what is there already is instant.
 
-`python -m services.retriever.build_index SOURCE --out DIR --kind bm25|flat [--encoder minilm]`
+`python -m services.retriever.build_index SOURCE --out DIR --kind bm25|flat|fp16|pqfs|rabitq|ivf|auto [--encoder NAME]`
 """
 
-import argparse
 import fcntl
+import hashlib
+import json
 import os
 import shutil
-import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, TypeVar
+
+import numpy as np
 
 from searcher.contracts.errors import InvalidInput
-from services.retriever.corpus import PassageStore, Progress, file_sha256, write_passages
-from services.retriever.encoder import OnnxEncoder, read_card
-from services.retriever.export_encoder import KNOWN_MODELS, encoder_folder
-from services.retriever.index import write_bm25, write_vectors
-from services.retriever.library import ENCODER_FOLDER, Library
+from services.retriever.corpus import OFFSETS_FILE, PassageStore, Progress, file_sha256, write_passages
+from services.retriever.embeddings import EmbeddingCache
+from services.retriever.encoder import Encoder, Vectors, open_encoder, read_card
+from services.retriever.export_encoder import EncoderChoice, encoder_folder
+from services.retriever.index import BM25_FOLDER, CODES_FILE, VECTORS_FILE, open_nearest, write_bm25, write_vectors
+from services.retriever.kinds import VectorKind, choose_kind, factory_of, num_lists, this_machine
 from services.retriever.manifest import (
     MANIFEST_FILE,
     Bm25Facts,
+    DenseFacts,
+    EncoderCard,
     FlatFacts,
+    Fp16Facts,
     Golden,
+    HybridFacts,
+    IndexFacts,
     Manifest,
+    QuantisedFacts,
+    Recall,
+    RerankerCard,
     SourceFacts,
     file_facts,
+    note_verified,
     read_manifest,
     verify,
 )
+from services.retriever.nearest import Quantised, half_vectors, train_codes, write_codes, write_half_vectors
+from services.retriever.opening import ENCODER_FOLDER, RERANKER_FOLDER, open_index, reranked
+from services.retriever.recall import Trial, read_questions, sample_queries, tuned
+from services.retriever.rerank import read_reranker_card
 
+Block = TypeVar("Block", list[str], Vectors)
+Kind = VectorKind | Literal["bm25", "auto"]
+KINDS: tuple[Kind, ...] = ("bm25", "flat", "fp16", "pqfs", "rabitq", "ivf", "auto")
 BLOCK_PASSAGES = 1_024
 _GOLDEN_WORDS = 12
+_BAD_LINES_SHOWN = 10
+_TRAINING_ROWS = 65_536
+_TRAINING_ROWS_PER_LIST = 64
+_REQUEST_FILE, _STAGES_FILE = "request.json", "stages.json"
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """What may be otherwise than usual."""
+
+    encoder_cache: Path | None = None
+    """Where exported encoders are kept; by default `.encoders` beside the index."""
+    embeddings: Path | None = None
+    """Where vectors are kept by content; by default `.embeddings` beside the index."""
+    hybrid: bool = False
+    """Match words as well, and join both by their ranks."""
+    reranker: Path | None = None
+    """A folder with reranker.json, tokenizer.json and model.onnx."""
+    refine_dtype: Literal["float32", "float16"] = "float32"
+    """Of the vectors that decide between a quantised index' candidates; float16 halves the disk they take."""
+    recall: float = 0.99
+    """A quantised index looks at as many candidates as this takes, on its own sample."""
+    queries: Path | None = None
+    """JSONL with real questions to measure recall on; without it, stretches of the passages serve."""
+    skip_bad_lines: bool = False
+    num_threads: int | None = None
+
+
+@dataclass(frozen=True)
+class Request:
+    """Two builds with equal requests give the same index."""
+
+    source_sha256: str
+    kind: Kind
+    encoder: EncoderCard | None
+    hybrid: bool
+    reranker: RerankerCard | None
+    refine_dtype: str
+    recall: float
+    queries_sha256: str | None
+    skip_bad_lines: bool
+
+    @property
+    def sha256(self) -> str:
+        facts = asdict(self) | {
+            "encoder": self.encoder and self.encoder.model_dump(mode="json"),
+            "reranker": self.reranker and self.reranker.model_dump(mode="json"),
+        }
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
 def build_index(
     source: Path,
     out: Path,
     *,
-    kind: Literal["bm25", "flat"],
-    encoder: str | None = None,
-    encoder_cache: Path | None = None,
+    kind: Kind,
+    encoder: EncoderChoice | str | None = None,
+    options: BuildOptions | None = None,
     on_progress: Progress = lambda stage, done, total: None,
+    say: Callable[[str], None] = lambda line: None,
 ) -> Manifest:
     """Index `source` into the folder `out`; return at once if it holds just that. Replaces an older index there.
 
-    `encoder` (`flat` only) is a known name, exported once into `encoder_cache` (default: `.encoders` beside `out`), or
-    the path of an encoder folder. Raises InvalidInput for a bad source, an unknown encoder, or an `out` that holds
-    something else than an index.
+    `encoder` is for all kinds but `bm25`; `auto` without one is `bm25`. Raises InvalidInput for a bad source, an
+    unknown encoder, or an `out` that holds something else than an index; UpstreamUnavailable if a remote encoder stays
+    away, after which the same build goes on where it was.
     """
-    if (kind == "flat") != (encoder is not None):
-        raise InvalidInput(f"encoder: a flat index needs one and a bm25 index none; got {encoder!r} for {kind}")
+    options = options or BuildOptions()
+    if kind == "auto" and encoder is None:
+        kind = "bm25"
+        say("kind bm25: no encoder was named, so words are matched")
+    if (kind == "bm25") != (encoder is None):
+        raise InvalidInput(f"encoder: a {kind} index needs {'none' if kind == 'bm25' else 'one'}; got {encoder!r}")
+    if kind == "bm25" and options.hybrid:
+        raise InvalidInput("hybrid: joins words with vectors; name a kind of vector index and an encoder")
     if not source.is_file():
         raise InvalidInput(f"corpus: {source} is not a file")
     out.parent.mkdir(parents=True, exist_ok=True)
     with _lock(out):
         _refuse_other_content(out)
-        origin = SourceFacts(name=source.name, sha256=file_sha256(source))
-        encoder_at = encoder and encoder_folder(encoder, encoder_cache or out.parent / ".encoders")
-        facts = FlatFacts(encoder=read_card(encoder_at)) if encoder_at else Bm25Facts()
-        if (existing := _complete_index(out)) and (existing.source.sha256, existing.index) == (origin.sha256, facts):
+        encoder_at = encoder and encoder_folder(encoder, options.encoder_cache or out.parent / ".encoders")
+        request = _request(source, kind, encoder_at or None, options)
+        if (existing := _complete_index(out)) and existing.request_sha256 == request.sha256:
             return existing
-        with _new_folder(out) as folder:
-            return _write(source, folder, origin, facts, encoder_at or None, on_progress)
+        with _building(out, request) as folder:
+            return _Build(source, folder, request, encoder_at or None, out, options, on_progress, say).run()
 
 
-def _write(
-    source: Path,
-    folder: Path,
-    origin: SourceFacts,
-    facts: Bm25Facts | FlatFacts,
-    encoder_at: Path | None,
-    on_progress: Progress,
-) -> Manifest:
-    num_passages = write_passages(source, folder, on_progress=on_progress)
-    library = Library()
-    with PassageStore(folder) as passages:
-        blocks = _blocks(passages, num_passages)
-        if isinstance(facts, FlatFacts):
-            assert encoder_at is not None
-            _bring_along(encoder_at, folder / ENCODER_FOLDER)
-            encoder = OnnxEncoder(encoder_at, num_threads=library.num_threads)
-            write_vectors(blocks, folder, num_passages=num_passages, encoder=encoder, on_progress=on_progress)
-        else:
-            write_bm25(chain.from_iterable(_reporting(blocks, num_passages, on_progress)), folder, facts=facts)
-        query = " ".join(passages.searchable_texts(0, 1)[0].split()[:_GOLDEN_WORDS])
-    _, scores_QK = library.index(folder, facts).search([query], 1)
-    manifest = Manifest(
-        source=origin,
-        num_passages=num_passages,
-        index=facts,
-        golden=Golden(query=query, score=float(scores_QK[0, 0])),
-        files=file_facts(folder),
+def _request(source: Path, kind: Kind, encoder_at: Path | None, options: BuildOptions) -> Request:
+    return Request(
+        source_sha256=file_sha256(source),
+        kind=kind,
+        encoder=read_card(encoder_at) if encoder_at else None,
+        hybrid=options.hybrid,
+        reranker=read_reranker_card(options.reranker) if options.reranker else None,
+        refine_dtype=options.refine_dtype,
+        recall=options.recall,
+        queries_sha256=file_sha256(options.queries) if options.queries else None,
+        skip_bad_lines=options.skip_bad_lines,
     )
-    (folder / MANIFEST_FILE).write_text(manifest.model_dump_json(indent=2))
-    return manifest
 
 
-def _blocks(passages: PassageStore, num_passages: int) -> Iterator[list[str]]:
-    for start in range(0, num_passages, BLOCK_PASSAGES):
+@dataclass
+class _Build:
+    """The stages, in order. Each writes under another name and renames, so what has its name is whole."""
+
+    source: Path
+    folder: Path
+    request: Request
+    encoder_at: Path | None
+    out: Path
+    options: BuildOptions
+    on_progress: Progress
+    say: Callable[[str], None]
+
+    def run(self) -> Manifest:
+        num_threads = self.options.num_threads or len(os.sched_getaffinity(0))
+        skipped = self._write_passages()
+        with PassageStore(self.folder) as passages:
+            facts, recall = self._write_index(passages, num_threads)
+            query = " ".join(passages.searchable_texts(0, 1)[0].split()[:_GOLDEN_WORDS])
+            opened = partial(open_encoder, num_threads=num_threads)
+            index = open_index(self.folder, facts, encoder_of=opened, num_threads=num_threads)
+            if card := self.request.reranker:
+                assert self.options.reranker is not None
+                self._once(RERANKER_FOLDER, lambda into: _bring_along(_given(self.options.reranker), into))
+                index = reranked(index, self.folder, card, passages=passages, num_threads=num_threads)
+            _, scores_QK = index.search([query], 1)
+            for leftover in (_REQUEST_FILE, _STAGES_FILE):
+                (self.folder / leftover).unlink(missing_ok=True)
+            manifest = Manifest(
+                source=SourceFacts(name=self.source.name, sha256=self.request.source_sha256),
+                num_passages=len(passages),
+                index=facts,
+                reranker=self.request.reranker,
+                recall=recall,
+                skipped_lines=skipped,
+                request_sha256=self.request.sha256,
+                golden=Golden(query=query, score=float(scores_QK[0, 0])),
+                files=file_facts(self.folder),
+            )
+        (self.folder / MANIFEST_FILE).write_text(manifest.model_dump_json(indent=2))
+        note_verified(self.folder, manifest)
+        return manifest
+
+    def _once(self, name: str, write: Callable[[Path], object]) -> Path:
+        """The file or folder `name`, written now unless an earlier, killed build had finished it."""
+        path, unfinished = self.folder / name, self.folder / f"{name}.unfinished"
+        if not path.exists():
+            _remove(unfinished)
+            write(unfinished)
+            unfinished.rename(path)
+        return path
+
+    # -- passages -----------------------------------------------------------------------------------------------------
+
+    def _write_passages(self) -> int:
+        """The number of bad lines that were passed over."""
+        if (self.folder / OFFSETS_FILE).exists() and "skipped_lines" in self._decided():
+            self.say("going on with a build that was interrupted")
+            return int(self._decided()["skipped_lines"])
+        bad_lines = _BadLines()
+        write_passages(
+            self.source,
+            self.folder,
+            on_progress=self.on_progress,
+            on_bad_line=bad_lines if self.options.skip_bad_lines else None,
+        )
+        for line in bad_lines.first:
+            self.say(f"skipped {line}")
+        self._decide("skipped_lines", bad_lines.count)
+        return bad_lines.count
+
+    def _decided(self) -> dict[str, Any]:
+        """What an interrupted build had found out or chosen, which holds for the one that goes on with it."""
+        path = self.folder / _STAGES_FILE
+        decided: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+        return decided
+
+    def _decide(self, name: str, value: object) -> None:
+        unfinished = self.folder / f"{_STAGES_FILE}.unfinished"
+        unfinished.write_text(json.dumps(self._decided() | {name: value}))
+        unfinished.rename(self.folder / _STAGES_FILE)
+
+    # -- indexes ------------------------------------------------------------------------------------------------------
+
+    def _write_index(self, passages: PassageStore, num_threads: int) -> tuple[IndexFacts, Recall | None]:
+        if self.encoder_at is None or self.options.hybrid:
+            bm25 = Bm25Facts()
+            self._once(BM25_FOLDER, lambda into: write_bm25(self._texts(passages), into, facts=bm25))
+        if self.encoder_at is None:
+            return bm25, None
+        encoder_at = self.encoder_at
+        self._once(ENCODER_FOLDER, lambda into: _bring_along(encoder_at, into))
+        encoder = open_encoder(encoder_at, num_threads=num_threads)
+        dense, recall = self._write_dense(passages, encoder, num_threads)
+        return (HybridFacts(dense=dense, bm25=bm25) if self.options.hybrid else dense), recall
+
+    def _texts(self, passages: PassageStore) -> Iterator[str]:
+        return chain.from_iterable(_reporting("indexing", _blocks(passages), len(passages), self.on_progress))
+
+    def _write_dense(self, passages: PassageStore, encoder: Encoder, num_threads: int) -> tuple[DenseFacts, Recall]:
+        card, num_passages = encoder.card, len(passages)
+        kind = self._vector_kind(num_passages, card.dim)
+        with EmbeddingCache(self.options.embeddings or self.out.parent / ".embeddings", card) as cache:
+            vectors = (cache.encode(block, encoder) for block in _blocks(passages))
+            blocks = _reporting("encoding", vectors, num_passages, self.on_progress)
+            if kind == "fp16":
+                path = self._once(
+                    CODES_FILE, lambda into: write_half_vectors(blocks, into, num_rows=num_passages, dim=card.dim)
+                )
+                vectors_ND = half_vectors(path, dim=card.dim)
+            else:
+                dtype = "float32" if kind == "flat" else self.options.refine_dtype
+                self._once(
+                    VECTORS_FILE,
+                    lambda into: write_vectors(blocks, into, num_passages=num_passages, dim=card.dim, dtype=dtype),
+                )
+                vectors_ND = np.load(self.folder / VECTORS_FILE, mmap_mode="r")
+        queries = read_questions(self.options.queries) if self.options.queries else sample_queries(passages)
+        trial = Trial.of(encoder.encode_queries(queries), vectors_ND, of_questions=self.options.queries is not None)
+        if kind == "flat" or kind == "fp16":
+            facts: DenseFacts = FlatFacts(encoder=card) if kind == "flat" else Fp16Facts(encoder=card)
+        else:
+            facts = self._write_codes(kind, card, vectors_ND, trial, num_threads)
+        recall = trial.facts(open_nearest(self.folder, facts, num_threads=num_threads))
+        self.say(_said(facts, recall))
+        if recall.recall < self.options.recall and isinstance(facts, QuantisedFacts):
+            self.say(
+                f"recall is below the {self.options.recall} that were asked for; a more exact kind is flat or fp16"
+            )
+        return facts, recall
+
+    def _vector_kind(self, num_passages: int, dim: int) -> VectorKind:
+        kind = self.request.kind
+        if kind == "auto" and "kind" not in self._decided():
+            choice = choose_kind(num_passages, dim, this_machine())
+            self.say(f"kind {choice.kind}: {choice.reason}")
+            self._decide("kind", choice.kind)
+        chosen: VectorKind = self._decided()["kind"] if kind == "auto" else kind
+        return chosen
+
+    def _write_codes(
+        self,
+        kind: Literal["pqfs", "rabitq", "ivf"],
+        card: EncoderCard,
+        vectors_ND: Vectors,
+        trial: Trial,
+        num_threads: int,
+    ) -> QuantisedFacts:
+        num_passages = len(vectors_ND)
+        factory = factory_of(kind, num_passages, card.dim)
+        lists = num_lists(num_passages) if kind == "ivf" else None
+
+        def write(into: Path) -> None:
+            self.on_progress("training codes", 0, 1)
+            codes = train_codes(factory, _training_sample(vectors_ND, lists))
+            self.on_progress("training codes", 1, 1)
+            blocks = (vectors_ND[start : start + BLOCK_PASSAGES] for start in range(0, num_passages, BLOCK_PASSAGES))
+            write_codes(codes, _reporting("writing codes", blocks, num_passages, self.on_progress), into)
+
+        path = self._once(CODES_FILE, write)
+        index = Quantised(path, vectors_ND, candidates=1, num_probes=None, num_threads=num_threads)
+        settings = tuned(index, trial, wanted=self.options.recall, num_lists=lists)
+        return QuantisedFacts(
+            kind=kind,
+            dtype=self.options.refine_dtype,
+            encoder=card,
+            factory=factory,
+            candidates=settings.candidates,
+            num_probes=settings.num_probes,
+        )
+
+
+def _said(facts: DenseFacts, recall: Recall) -> str:
+    of = "questions" if recall.queries == "questions" else "stretches of passages"
+    settings = ""
+    if isinstance(facts, QuantisedFacts):
+        probes = f", {facts.num_probes} lists a query" if facts.num_probes else ""
+        settings = f" with {facts.candidates} candidates a result{probes}"
+    return f"recall@{recall.k} {recall.recall:.4f} against exact search, on {recall.num_queries} {of}{settings}"
+
+
+def _blocks(passages: PassageStore) -> Iterator[list[str]]:
+    for start in range(0, len(passages), BLOCK_PASSAGES):
         yield passages.searchable_texts(start, start + BLOCK_PASSAGES)
 
 
-def _reporting(blocks: Iterator[list[str]], num_passages: int, on_progress: Progress) -> Iterator[list[str]]:
+def _reporting(stage: str, blocks: Iterator[Block], total: int, on_progress: Progress) -> Iterator[Block]:
     done = 0
-    for texts in blocks:
-        yield texts
-        done += len(texts)
-        on_progress("indexing", done, num_passages)
+    for block in blocks:
+        yield block
+        done += len(block)
+        on_progress(stage, done, total)
 
 
-def _bring_along(encoder_at: Path, folder: Path) -> None:
+def _training_sample(vectors_ND: Vectors, num_lists: int | None) -> Vectors:
+    wanted = max(_TRAINING_ROWS, _TRAINING_ROWS_PER_LIST * (num_lists or 0))
+    rows = np.random.default_rng(0).choice(len(vectors_ND), size=min(wanted, len(vectors_ND)), replace=False)
+    return np.asarray(vectors_ND[np.sort(rows)], dtype=np.float32)
+
+
+class _BadLines:
+    """All are counted, the first are kept."""
+
+    def __init__(self) -> None:
+        self.count, self.first = 0, list[str]()
+
+    def __call__(self, message: str) -> None:
+        self.count += 1
+        if len(self.first) < _BAD_LINES_SHOWN:
+            self.first.append(message)
+
+
+def _given(path: Path | None) -> Path:
+    assert path is not None
+    return path
+
+
+def _bring_along(source: Path, folder: Path) -> None:
     """An index carries its encoder, so it can be copied anywhere; on one disk the files are shared by hard links."""
 
     def link_or_copy(source: str, target: str) -> None:
@@ -127,7 +390,18 @@ def _bring_along(encoder_at: Path, folder: Path) -> None:
         except OSError:
             shutil.copyfile(source, target)
 
-    shutil.copytree(encoder_at, folder, copy_function=link_or_copy)
+    shutil.copytree(source, folder, copy_function=link_or_copy)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Folders
 
 
 def _complete_index(folder: Path) -> Manifest | None:
@@ -153,84 +427,40 @@ def _lock(out: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _new_folder(out: Path) -> Iterator[Path]:
-    """A folder beside `out` that takes its place at the end of the block, and goes if the block fails."""
+def _building(out: Path, request: Request) -> Iterator[Path]:
+    """A folder beside `out` that takes its place at the end of the block.
+
+    One that an interrupted build of the same request left is gone on with. Where the input is at fault there is nothing
+    to go on with, and it goes.
+    """
     building, old = (out.parent / f".{out.name}.{state}" for state in ("building", "old"))
-    for leftover in (building, old):
-        shutil.rmtree(leftover, ignore_errors=True)
-    building.mkdir()
+    _remove(old)
+    if not _is_of(building, request):
+        _remove(building)
+        building.mkdir()
+        (building / _REQUEST_FILE).write_text(json.dumps({"sha256": request.sha256}))
     try:
         yield building
-        if out.exists():
-            out.rename(old)
-        building.rename(out)
-    finally:
-        for leftover in (building, old):
-            shutil.rmtree(leftover, ignore_errors=True)
+    except InvalidInput:
+        _remove(building)
+        raise
+    if out.exists():
+        out.rename(old)
+    building.rename(out)
+    _remove(old)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Command line
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m services.retriever.build_index", description="Build an index.")
-    parser.add_argument("source", type=Path, help="JSONL or TSV, each may be gzipped")
-    parser.add_argument("--out", type=Path, required=True, help="folder of the index")
-    parser.add_argument("--kind", choices=("bm25", "flat"), default="bm25")
-    parser.add_argument("--encoder", help=f"for flat: {', '.join(KNOWN_MODELS)}, or an encoder folder")
-    parser.add_argument("--encoder-cache", type=Path, help="where exported encoders are kept (default: beside --out)")
-    options = parser.parse_args(arguments)
+def _is_of(building: Path, request: Request) -> bool:
     try:
-        with _progress_bar() as on_progress:
-            manifest = build_index(
-                options.source,
-                options.out,
-                kind=options.kind,
-                encoder=options.encoder,
-                encoder_cache=options.encoder_cache,
-                on_progress=on_progress,
-            )
-    except InvalidInput as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    num_bytes = sum(file.num_bytes for file in manifest.files.values())
-    print(f"{options.out}: {manifest.index.kind}, {manifest.num_passages:,} passages, {num_bytes / 1e6:,.1f} MB")
-    return 0
-
-
-@contextmanager
-def _progress_bar() -> Iterator[Progress]:
-    """On stderr, with the time that is left."""
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        Progress,
-        TaskProgressColumn,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TaskProgressColumn(),
-        TimeElapsedColumn(),
-        "left",
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True)) as bars:
-        tasks = {}
-
-        def on_progress(stage: str, done: int, total: int) -> None:
-            if stage not in tasks:
-                tasks[stage] = bars.add_task(stage, total=total)
-            bars.update(tasks[stage], completed=done)
-
-        yield on_progress
+        return bool(json.loads((building / _REQUEST_FILE).read_text())["sha256"] == request.sha256)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 if __name__ == "__main__":
+    import sys
+
+    from services.retriever.build_command import main
+
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read by libgomp when faiss is loaded, see __main__
     sys.exit(main())

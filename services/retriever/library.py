@@ -18,19 +18,19 @@ from searcher.contracts.errors import InvalidInput
 from services.retriever import metrics
 from services.retriever.backend import DEFAULT
 from services.retriever.corpus import PassageStore
-from services.retriever.encoder import OnnxEncoder, read_card
-from services.retriever.index import Bm25Index, FlatIndex, Index
+from services.retriever.encoder import Encoder, open_encoder, read_card
+from services.retriever.index import Index
 from services.retriever.manifest import (
     MANIFEST_FILE,
     EncoderCard,
-    FlatFacts,
+    IndexFacts,
     Manifest,
     manifest_sha256,
     read_manifest,
     verify,
 )
+from services.retriever.opening import open_index, reranked
 
-ENCODER_FOLDER = "encoder"
 CURRENT_LINK = "current"
 _GOLDEN_TOLERANCE = 1e-3
 _NAME: TypeAdapter[str] = TypeAdapter(Name)
@@ -60,7 +60,7 @@ class Library:
 
     def __init__(self, *, num_threads: int | None = None) -> None:
         self.num_threads = num_threads or len(os.sched_getaffinity(0))
-        self._encoders: WeakValueDictionary[EncoderCard, OnnxEncoder] = WeakValueDictionary()
+        self._encoders: WeakValueDictionary[EncoderCard, Encoder] = WeakValueDictionary()
 
     def open_all(self, index_dir: Path) -> Mapping[str, Corpus]:
         """Corpora by the names under which they can be asked. Raises InvalidInput that names the file at fault."""
@@ -75,21 +75,20 @@ class Library:
         folder = index_folder(location)
         manifest = read_manifest(folder)
         verify(folder, manifest)
+        passages = PassageStore(folder)
         index = self.index(folder, manifest.index)
-        return Corpus(name, folder, manifest, manifest_sha256(folder), PassageStore(folder), index)
+        if card := manifest.reranker:
+            index = reranked(index, folder, card, passages=passages, num_threads=self.num_threads)
+        return Corpus(name, folder, manifest, manifest_sha256(folder), passages, index)
 
-    def index(self, folder: Path, facts: object) -> Index:
-        if isinstance(facts, FlatFacts):
-            return FlatIndex(folder, self._encoder(folder, facts.encoder), num_threads=self.num_threads)
-        return Bm25Index(folder)
+    def index(self, folder: Path, facts: IndexFacts) -> Index:
+        return open_index(folder, facts, encoder_of=self._encoder, num_threads=self.num_threads)
 
-    def _encoder(self, folder: Path, card: EncoderCard) -> OnnxEncoder:
-        here = folder / ENCODER_FOLDER
-        if read_card(here) != card:
-            raise InvalidInput(f"{here}: is not the encoder that {folder / MANIFEST_FILE} names; build the index again")
+    def _encoder(self, folder: Path) -> Encoder:
+        card = read_card(folder)
         encoder = self._encoders.get(card)
         if encoder is None:
-            encoder = self._encoders[card] = OnnxEncoder(here, num_threads=self.num_threads)
+            encoder = self._encoders[card] = open_encoder(folder, num_threads=self.num_threads)
         return encoder
 
 

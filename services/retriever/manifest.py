@@ -179,6 +179,8 @@ class Manifest(Contract):
     reranker: RerankerCard | None = None
     recall: Recall | None = None
     """Of the vector index; None for `bm25`."""
+    request_sha256: str = ""
+    """Of all that was asked of the build: an equal request is not built again."""
     skipped_lines: int = Field(default=0, ge=0)
     """Lines of the source that were no passages (`--skip-bad-lines`)."""
     golden: Golden

@@ -44,13 +44,15 @@ def letter_encoder(tmp_path: Path) -> Callable[..., Path]:
     return make
 
 
-def _write_letter_tokenizer(path: Path) -> None:
-    from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
+def _write_letter_tokenizer(path: Path, *, pairs: bool = False) -> None:
+    from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
 
     vocabulary = {"[UNK]": 0, **{letter: number for number, letter in enumerate(ascii_lowercase, start=1)}}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.Lowercase()
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
+    if pairs:
+        tokenizer.post_processor = processors.TemplateProcessing(single="$A", pair="$A:0 $B:1", special_tokens=[])
     tokenizer.save(str(path))
 
 
@@ -67,3 +69,27 @@ def _write_one_hot_model(path: Path) -> None:
     graph = helper.make_graph([gather], "letters", [tokens("input_ids"), tokens("attention_mask")], [hidden], [table])
     opset = [helper.make_opsetid("", 17)]
     onnx.save(helper.make_model(graph, opset_imports=opset, ir_version=9), path)
+
+
+@pytest.fixture
+def counting_reranker(tmp_path: Path) -> Path:
+    """A reranker folder: a pair's score is how many letters the passage has."""
+    import onnx
+    from onnx import TensorProto, helper
+
+    folder = tmp_path / "reranker"
+    folder.mkdir()
+    card = {"name": "letters", "weights_sha256": "0" * 64, "max_tokens": 64, "depth": 4}
+    (folder / "reranker.json").write_text(json.dumps(card))
+    _write_letter_tokenizer(folder / "tokenizer.json", pairs=True)
+
+    names = ("input_ids", "attention_mask", "token_type_ids")
+    inputs = [helper.make_tensor_value_info(name, TensorProto.INT64, ["B", "T"]) for name in names]
+    logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["B", 1])
+    axes = onnx.numpy_helper.from_array(np.array([1]), "axes")
+    cast = helper.make_node("Cast", ["token_type_ids"], ["types"], to=TensorProto.FLOAT)
+    total = helper.make_node("ReduceSum", ["types", "axes"], ["logits"], keepdims=1)
+    graph = helper.make_graph([cast, total], "letters", inputs, [logits], [axes])
+    opset = [helper.make_opsetid("", 17)]
+    onnx.save(helper.make_model(graph, opset_imports=opset, ir_version=9), folder / "model.onnx")
+    return folder

@@ -1,14 +1,25 @@
 import json
-from collections.abc import Callable
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from searcher.contracts.errors import InvalidInput
-from services.retriever.build_index import build_index, main
+from searcher.contracts.errors import InvalidInput, UpstreamUnavailable
+from services.retriever import manifest as manifest_module
+from services.retriever.build_command import main
+from services.retriever.build_index import BuildOptions, build_index
+from services.retriever.corpus import file_sha256
+from services.retriever.encoder import OnnxEncoder, Vectors
+from services.retriever.export_encoder import EncoderChoice
 from services.retriever.library import Library
-from services.retriever.manifest import FlatFacts, manifest_sha256
+from services.retriever.manifest import FlatFacts, HybridFacts, QuantisedFacts, Recall, manifest_sha256
 
 
 def listing(folder: Path) -> set[str]:
@@ -82,10 +93,10 @@ def test_a_folder_with_other_content_is_never_replaced(tmp_path: Path, write_cor
 
 
 @pytest.mark.parametrize(("kind", "encoder"), [("flat", None), ("bm25", "minilm")])
-def test_an_encoder_belongs_to_a_flat_index_only(
+def test_an_encoder_belongs_to_an_index_of_vectors_only(
     tmp_path: Path, write_corpus: Callable[..., Path], kind: Any, encoder: str | None
 ) -> None:
-    with pytest.raises(InvalidInput, match="a flat index needs one and a bm25 index none"):
+    with pytest.raises(InvalidInput, match=f"a {kind} index needs"):
         build_index(write_corpus(), tmp_path / "index", kind=kind, encoder=encoder)
 
 
@@ -114,7 +125,8 @@ def test_a_flat_index_is_the_same_for_every_block_size(
     whole = build_index(write_corpus(), tmp_path / "whole", kind="flat", encoder=encoder)
     monkeypatch.setattr("services.retriever.build_index.BLOCK_PASSAGES", 3)
 
-    in_blocks = build_index(write_corpus(), tmp_path / "blocks", kind="flat", encoder=encoder)
+    options = BuildOptions(embeddings=tmp_path / "other-embeddings")
+    in_blocks = build_index(write_corpus(), tmp_path / "blocks", kind="flat", encoder=encoder, options=options)
 
     assert in_blocks.files["vectors.npy"] == whole.files["vectors.npy"]
 
@@ -133,3 +145,289 @@ def test_the_command_refuses_bad_input_in_one_line(tmp_path: Path, capsys: pytes
 
     assert code == 2
     assert "missing.jsonl is not a file" in capsys.readouterr().err
+
+
+# -- kinds of vectors -------------------------------------------------------------------------------------------------
+
+
+def many_passages(count: int) -> list[dict[str, str]]:
+    """Words of random letters: as vectors of letters they are all different."""
+    random = np.random.default_rng(0)
+    texts = ("".join(random.choice(list("abcdefghijklmnopqrstuvwxyz"), size=14)) for _ in range(count))
+    return [{"id": str(number), "text": text} for number, text in enumerate(texts)]
+
+
+@pytest.mark.parametrize("kind", ["flat", "fp16", "pqfs", "rabitq", "ivf"])
+def test_every_kind_finds_what_it_was_built_for_and_says_how_well(
+    tmp_path: Path, write_corpus: Callable[..., Path], letter_encoder: Callable[..., Path], kind: Any
+) -> None:
+    source, said = write_corpus(many_passages(1_200)), list[str]()
+
+    manifest = build_index(source, tmp_path / "index", kind=kind, encoder=str(letter_encoder()), say=said.append)
+
+    assert manifest.index.kind == kind
+    assert manifest.recall is not None
+    assert manifest.recall.recall >= 0.97
+    assert (manifest.recall.k, manifest.recall.num_queries, manifest.recall.queries) == (10, 256, "passages")
+    assert said[0].startswith("recall@10 ")
+    corpus = Library(num_threads=1).open(tmp_path / "index", "c")
+    wanted = [f"{number}" for number in (0, 600, 1_199)]
+    rows_QK, scores_QK = corpus.index.search([many_passages(1_200)[int(number)]["text"] for number in wanted], 1)
+    assert [json.loads(corpus.passages.line(row))["id"] for row in rows_QK[:, 0]] == wanted
+    assert scores_QK == pytest.approx(np.ones((3, 1)), abs=1e-3)
+
+
+def test_a_quantised_index_notes_how_it_was_tuned(
+    tmp_path: Path, write_corpus: Callable[..., Path], letter_encoder: Callable[..., Path]
+) -> None:
+    options = BuildOptions(refine_dtype="float16")
+
+    manifest = build_index(
+        write_corpus(many_passages(1_200)), tmp_path / "i", kind="ivf", encoder=str(letter_encoder()), options=options
+    )
+
+    assert isinstance(manifest.index, QuantisedFacts)
+    assert manifest.index.factory == "IVF16,PQ3x4fs"
+    assert manifest.index.candidates in (5, 10, 20, 40, 80, 160)
+    assert 1 <= (manifest.index.num_probes or 0) <= 16
+    assert np.load(tmp_path / "i" / "vectors.npy", mmap_mode="r").dtype == np.float16
+
+
+def test_recall_is_measured_on_questions_where_they_are_given(
+    tmp_path: Path, write_corpus: Callable[..., Path], letter_encoder: Callable[..., Path]
+) -> None:
+    (tmp_path / "q.jsonl").write_text('{"question": "capital of Italy"}\n{"question": "a singer"}\n')
+    options = BuildOptions(queries=tmp_path / "q.jsonl")
+
+    manifest = build_index(write_corpus(), tmp_path / "i", kind="flat", encoder=str(letter_encoder()), options=options)
+
+    assert manifest.recall == Recall(recall=1.0, k=4, num_queries=2, queries="questions")
+
+
+def test_auto_takes_what_fits_and_says_why(
+    tmp_path: Path, write_corpus: Callable[..., Path], letter_encoder: Callable[..., Path]
+) -> None:
+    said = list[str]()
+
+    dense = build_index(write_corpus(), tmp_path / "dense", kind="auto", encoder=str(letter_encoder()), say=said.append)
+    words = build_index(write_corpus(), tmp_path / "words", kind="auto", say=said.append)
+
+    assert (dense.index.kind, words.index.kind) == ("flat", "bm25")
+    assert said[0].startswith("kind flat: ")
+    assert said[-1] == "kind bm25: no encoder was named, so words are matched"
+
+
+def test_a_corpus_too_small_for_codes_is_refused(
+    tmp_path: Path, write_corpus: Callable[..., Path], letter_encoder: Callable[..., Path]
+) -> None:
+    with pytest.raises(InvalidInput, match="at least 1,000 passages, and there are 4; use flat"):
+        build_index(write_corpus(), tmp_path / "index", kind="pqfs", encoder=str(letter_encoder()))
+
+
+def test_a_hybrid_index_finds_by_words_and_by_vectors(
+    tmp_path: Path, write_corpus: Callable[..., Path], letter_encoder: Callable[..., Path]
+) -> None:
+    manifest = build_index(
+        write_corpus(),
+        tmp_path / "index",
+        kind="flat",
+        encoder=str(letter_encoder()),
+        options=BuildOptions(hybrid=True),
+    )
+
+    assert isinstance(manifest.index, HybridFacts)
+    index = Library(num_threads=1).open(tmp_path / "index", "c").index
+    rows_QK, scores_QK = index.search(["Rome is the capital of Italy."], 4)
+    assert rows_QK[0, 0] == 0
+    assert scores_QK[0, 0] == pytest.approx(2 / 61)  # first in both lists
+    assert set(rows_QK[0].tolist()) == {0, 1, 2, 3}
+
+
+def test_an_index_carries_its_reranker(
+    tmp_path: Path, write_corpus: Callable[..., Path], counting_reranker: Path
+) -> None:
+    options = BuildOptions(reranker=counting_reranker)
+
+    manifest = build_index(write_corpus(), tmp_path / "index", kind="bm25", options=options)
+    counting_reranker.rename(tmp_path / "gone")
+
+    assert manifest.reranker is not None
+    rows_QK, scores_QK = Library(num_threads=1).open(tmp_path / "index", "c").index.search(["the capital of"], 2)
+    assert rows_QK.tolist() == [[1, 0]]  # "Paris Paris is …" is longer than "Rome Rome is …"
+    assert scores_QK[0, 0] > scores_QK[0, 1]
+
+
+def test_another_reranker_than_the_manifests_is_refused(
+    tmp_path: Path, write_corpus: Callable[..., Path], counting_reranker: Path
+) -> None:
+    build_index(write_corpus(), tmp_path / "i", kind="bm25", options=BuildOptions(reranker=counting_reranker))
+    manifest = json.loads((tmp_path / "i" / "manifest.json").read_text())
+    manifest["reranker"]["depth"] = 7
+    (tmp_path / "i" / "manifest.json").write_text(json.dumps(manifest))
+
+    with pytest.raises(InvalidInput, match="is not the reranker that"):
+        Library(num_threads=1).open(tmp_path / "i", "c")
+
+
+# -- building again, and going on -------------------------------------------------------------------------------------
+
+
+def test_what_changes_the_index_builds_it_anew(
+    tmp_path: Path, write_corpus: Callable[..., Path], letter_encoder: Callable[..., Path]
+) -> None:
+    encoder = str(letter_encoder())
+    first = build_index(write_corpus(), tmp_path / "index", kind="flat", encoder=encoder)
+
+    changed = EncoderChoice(encoder, changes={"query_prefix": "q"})
+    second = build_index(write_corpus(), tmp_path / "index", kind="flat", encoder=changed)
+
+    assert isinstance(second.index, FlatFacts)
+    assert second.index.encoder.query_prefix == "q"
+    assert second.files["vectors.npy"] == first.files["vectors.npy"]
+
+
+def test_vectors_that_are_known_are_not_encoded_again(
+    tmp_path: Path,
+    write_corpus: Callable[..., Path],
+    letter_encoder: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    encoder = str(letter_encoder())
+    passages = [{"id": "1", "text": "one"}, {"id": "2", "text": "two"}]
+    build_index(write_corpus(passages), tmp_path / "first", kind="flat", encoder=encoder)
+    encoded: list[str] = []
+
+    def encode(self: OnnxEncoder, texts: Sequence[str]) -> Vectors:
+        encoded.extend(texts)
+        return original(self, texts)
+
+    original = OnnxEncoder.encode_passages
+    monkeypatch.setattr(OnnxEncoder, "encode_passages", encode)
+    build_index(
+        write_corpus([*passages, {"id": "3", "text": "three"}]), tmp_path / "second", kind="flat", encoder=encoder
+    )
+
+    assert encoded == ["three"]
+
+
+def test_an_outage_of_the_encoder_loses_nothing(
+    tmp_path: Path,
+    write_corpus: Callable[..., Path],
+    letter_encoder: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    encoder, said = str(letter_encoder()), list[str]()
+    monkeypatch.setattr("services.retriever.build_index.BLOCK_PASSAGES", 2)
+
+    def fails_at_the_second_block(self: OnnxEncoder, texts: Sequence[str]) -> Vectors:
+        if any("Beyoncé" in text for text in texts):
+            raise UpstreamUnavailable("encoder did not answer")
+        return original(self, texts)
+
+    original = OnnxEncoder.encode_passages
+    with monkeypatch.context() as outage:
+        outage.setattr(OnnxEncoder, "encode_passages", fails_at_the_second_block)
+        with pytest.raises(UpstreamUnavailable):
+            build_index(write_corpus(), tmp_path / "index", kind="flat", encoder=encoder)
+    manifest = build_index(write_corpus(), tmp_path / "index", kind="flat", encoder=encoder, say=said.append)
+
+    assert said[0] == "going on with a build that was interrupted"
+    assert manifest.num_passages == 4
+    assert not (tmp_path / ".index.building").exists()
+
+
+@pytest.mark.parametrize("stage", ["reading", "encoding", "writing codes"])
+def test_a_build_that_was_killed_goes_on_and_gives_the_same_index(
+    tmp_path: Path, write_corpus: Callable[..., Path], letter_encoder: Callable[..., Path], stage: str
+) -> None:
+    source, encoder = write_corpus(many_passages(3_000)), str(letter_encoder())
+    script = f"""
+import os, signal
+from pathlib import Path
+from services.retriever.build_index import build_index
+def die(stage, done, total):
+    if stage == {stage!r} and done > total // 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+build_index(Path({str(source)!r}), Path({str(tmp_path / "index")!r}), kind="pqfs", encoder={encoder!r}, on_progress=die)
+"""
+    killed = subprocess.run([sys.executable, "-c", script], check=False)
+    left = sorted(path.name for path in (tmp_path / ".index.building").iterdir())
+
+    resumed = build_index(source, tmp_path / "index", kind="pqfs", encoder=encoder)
+
+    whole = build_index(source, tmp_path / "whole", kind="pqfs", encoder=encoder)
+    assert killed.returncode == -signal.SIGKILL
+    assert "manifest.json" not in left
+    assert resumed == whole
+    assert manifest_sha256(tmp_path / "index") == manifest_sha256(tmp_path / "whole")
+    assert listing(tmp_path / "index") == listing(tmp_path / "whole")
+
+
+def test_bad_lines_stop_the_build_unless_they_are_counted(
+    tmp_path: Path, write_corpus: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = write_corpus()
+    source.write_bytes(
+        source.read_bytes() + b'not json\n{"id": "9", "text": "caf\xe9"}\n{"id": "a5", "text": "fine"}\n'
+    )
+
+    with pytest.raises(InvalidInput, match=r"corpus\.jsonl:5: not JSON"):
+        build_index(source, tmp_path / "index", kind="bm25")
+    code = main([str(source), "--out", str(tmp_path / "index"), "--skip-bad-lines"])
+
+    output = capsys.readouterr()
+    assert code == 0
+    assert "5 passages, 2 bad lines skipped" in output.out
+    assert f"skipped {source}:5: not JSON" in output.err
+    assert f"skipped {source}:6: not UTF-8 text" in output.err
+    assert Library().open(tmp_path / "index", "c").manifest.skipped_lines == 2
+
+
+# -- large files ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def of_large_files(
+    tmp_path: Path, write_corpus: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> tuple[Path, list[str]]:
+    """An index whose files all count as large, and the names of those that are hashed from now on."""
+    monkeypatch.setattr(manifest_module, "_ALWAYS_HASHED_BYTES", 0)
+    build_index(write_corpus(), tmp_path / "index", kind="bm25")
+    hashed: list[str] = []
+
+    def note(path: Path) -> str:
+        hashed.append(path.name)
+        return file_sha256(path)
+
+    monkeypatch.setattr(manifest_module, "file_sha256", note)
+    return tmp_path / "index", hashed
+
+
+def test_a_large_file_is_not_hashed_again_where_it_was_built(of_large_files: tuple[Path, list[str]]) -> None:
+    folder, hashed = of_large_files
+
+    Library().open(folder, "c")
+
+    assert hashed == []
+
+
+def test_a_copied_large_file_is_hashed_once(tmp_path: Path, of_large_files: tuple[Path, list[str]]) -> None:
+    folder, hashed = of_large_files
+    shutil.copytree(folder, tmp_path / "copy")
+
+    Library().open(tmp_path / "copy", "c")
+    first = list(hashed)
+    Library().open(tmp_path / "copy", "c")
+
+    assert "passages.jsonl" in first
+    assert hashed == first
+
+
+def test_a_large_file_that_was_changed_is_refused_by_name(of_large_files: tuple[Path, list[str]]) -> None:
+    folder, _ = of_large_files
+    before = (folder / "passages.jsonl").stat()
+    (folder / "passages.jsonl").write_bytes((folder / "passages.jsonl").read_bytes().replace(b"Italy", b"Spain"))
+    os.utime(folder / "passages.jsonl", ns=(before.st_atime_ns, before.st_mtime_ns))  # hides nothing
+
+    with pytest.raises(InvalidInput, match=r"passages\.jsonl: its sha256 is not the manifest's"):
+        Library().open(folder, "c")

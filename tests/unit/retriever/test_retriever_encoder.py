@@ -1,13 +1,20 @@
+import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import httpx
 import numpy as np
 import pytest
+import stamina
 
-from searcher.contracts.errors import InvalidInput
-from services.retriever import encoder as encoder_module
-from services.retriever.encoder import OnnxEncoder
-from services.retriever.export_encoder import encoder_folder
+from searcher.clients.embeddings import EmbeddingsClient
+from searcher.contracts.errors import InvalidInput, SearcherError, UpstreamUnavailable
+from services.retriever.corpus import file_sha256
+from services.retriever.encoder import HttpEncoder, OnnxEncoder, Server, open_encoder, pool, read_card
+from services.retriever.export_encoder import KNOWN_MODELS, EncoderChoice, KnownModel, encoder_folder
+from services.retriever.manifest import Backend, Pooling
 
 A, B = 1, 2  # axes of the letters
 
@@ -49,7 +56,7 @@ def test_a_text_has_the_same_vector_whatever_it_is_batched_with(
     encoder = OnnxEncoder(letter_encoder(), num_threads=1)
     texts = ["abc", "z", "hello world", "", "abcabcabcabc", "q" * 16]
     alone = np.concatenate([encoder.encode_passages([text]) for text in texts])
-    monkeypatch.setattr(encoder_module, "BATCH_TOKENS", 24)
+    monkeypatch.setattr(encoder, "batch_tokens", 24)
 
     together = encoder.encode_passages(texts)
 
@@ -62,5 +69,199 @@ def test_a_model_of_other_dimensions_than_its_card_is_refused(letter_encoder: Ca
 
 
 def test_an_unknown_encoder_is_refused_with_the_known_ones(tmp_path: Path) -> None:
-    with pytest.raises(InvalidInput, match="'word2vec' is neither one of minilm nor a folder"):
+    with pytest.raises(InvalidInput, match=r"'word2vec' is neither one of minilm, .* nor a folder"):
         encoder_folder("word2vec", tmp_path)
+
+
+def test_the_last_token_is_the_texts_not_the_paddings(letter_encoder: Callable[..., Path]) -> None:
+    encoder = OnnxEncoder(letter_encoder(pooling="last"), num_threads=1)
+
+    short, long = encoder.encode_passages(["zb", "zzzzzzza"])
+
+    assert (short.argmax(), long.argmax()) == (B, A)
+
+
+@pytest.mark.parametrize(
+    ("pooling", "expected"),
+    [("mean", [[2.0, 3.0], [5.0, 6.0]]), ("cls", [[1.0, 2.0], [5.0, 6.0]]), ("last", [[3.0, 4.0], [5.0, 6.0]])],
+)
+def test_pooling_by_hand(pooling: str, expected: list[list[float]]) -> None:
+    hidden = np.array([[[1, 2], [3, 4]], [[5, 6], [9, 9]]], dtype=np.float32)
+    mask = np.array([[True, True], [True, False]])
+
+    assert pool(hidden, mask, Pooling(pooling)).tolist() == expected
+
+
+def test_known_models_are_used_as_their_authors_and_r1_searcher_say() -> None:
+    bge, e5, qwen = (KNOWN_MODELS[name] for name in ("bge-large-en-v1.5", "e5-base-v2", "qwen3-embedding-0.6b"))
+
+    assert (bge.pooling, bge.dim, bge.passage_prefix) == (Pooling.CLS, 1024, "")
+    assert bge.query_prefix == "Represent this sentence for searching relevant passages:"
+    assert (e5.pooling, e5.dim, e5.query_prefix, e5.passage_prefix) == (Pooling.MEAN, 768, "query: ", "passage: ")
+    assert (qwen.pooling, qwen.dim, qwen.backend) == (Pooling.LAST, 1024, Backend.TORCH)
+    assert qwen.query_prefix.startswith("Instruct: ")
+    assert qwen.query_prefix.endswith("\nQuery:")
+
+
+# -- models of transformers -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A BERT of random weights, as Hugging Face lays one out."""
+    import torch
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import BertConfig, BertModel
+
+    folder = tmp_path_factory.mktemp("checkpoint")
+    torch.manual_seed(0)
+    config = BertConfig(vocab_size=64, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=48)
+    BertModel(config).save_pretrained(folder)
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "rome", "paris", "is", "a", "city", "the", "film", "who", "?"]
+    tokenizer = Tokenizer(models.WordLevel({word: n for n, word in enumerate(words)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return folder
+
+
+@pytest.fixture
+def known_tiny(monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny = KnownModel("nobody/tiny", 32, Pooling.CLS, query_prefix="who ", max_tokens=16)
+    monkeypatch.setitem(KNOWN_MODELS, "tiny", tiny)
+
+
+@pytest.mark.usefixtures("known_tiny")
+def test_onnx_and_torch_give_a_checkpoint_the_same_vectors(tmp_path: Path, tiny_checkpoint: Path) -> None:
+    texts = ["rome is a city", "paris", "the film ? the film ? the film ? the film ? the film ?"]
+    folders = {
+        backend: encoder_folder(EncoderChoice("tiny", checkpoint=tiny_checkpoint, backend=backend), tmp_path)
+        for backend in (Backend.ONNX, Backend.TORCH)
+    }
+
+    onnx, torch = (open_encoder(folder, num_threads=1) for folder in folders.values())
+
+    assert onnx.encode_passages(texts) == pytest.approx(torch.encode_passages(texts), abs=1e-5)
+    assert onnx.encode_queries(["rome"]) == pytest.approx(onnx.encode_passages(["who rome"]), abs=1e-6)
+    assert np.linalg.norm(torch.encode_passages(texts), axis=1) == pytest.approx([1, 1, 1])
+    assert onnx.card.weights_sha256 == torch.card.weights_sha256 == file_sha256(tiny_checkpoint / "model.safetensors")
+
+
+@pytest.mark.usefixtures("known_tiny")
+def test_an_encoder_is_made_once_and_with_other_prefixes_beside(tmp_path: Path, tiny_checkpoint: Path) -> None:
+    choice = EncoderChoice("tiny", checkpoint=tiny_checkpoint, backend=Backend.TORCH)
+    first = encoder_folder(choice, tmp_path)
+    made = (first / "encoder.json").stat().st_ino
+
+    again = encoder_folder(choice, tmp_path)
+    other = encoder_folder(replace(choice, changes={"query_prefix": "", "max_tokens": 8}), tmp_path)
+
+    assert (again, (again / "encoder.json").stat().st_ino) == (first, made)
+    assert other != first
+    assert (read_card(other).query_prefix, read_card(other).max_tokens) == ("", 8)
+
+
+def test_a_model_that_is_not_here_is_refused_with_the_way_to_get_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import huggingface_hub
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    def offline(*_: object, **__: object) -> str:
+        raise LocalEntryNotFoundError("no network")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
+
+    with pytest.raises(InvalidInput) as refused:
+        encoder_folder("bge-small-en-v1.5", tmp_path)
+
+    assert "hf download BAAI/bge-small-en-v1.5 --local-dir bge-small-en-v1.5" in str(refused.value)
+    assert "--encoder-checkpoint bge-small-en-v1.5" in str(refused.value)
+
+
+@pytest.mark.usefixtures("known_tiny")
+def test_a_checkpoint_without_weights_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInput, match=r"holds none of model\.safetensors"):
+        encoder_folder(EncoderChoice("tiny", checkpoint=tmp_path), tmp_path / "cache")
+
+
+# -- servers ----------------------------------------------------------------------------------------------------------
+
+
+def remote(tmp_path: Path, answer: Callable[[httpx.Request], httpx.Response], **changes: Any) -> HttpEncoder:
+    server = Server(url="http://encoder/v1")
+    folder = encoder_folder(EncoderChoice("e5-small-v2", server=server, changes={"dim": 2} | changes), tmp_path)
+    client = EmbeddingsClient("http://encoder/v1", attempts=2, transport=httpx.MockTransport(answer))
+    return HttpEncoder(folder, client=client)
+
+
+def embeddings(vector_of: Callable[[str], list[float]]) -> Callable[[httpx.Request], httpx.Response]:
+    """A server that answers in the reverse order, as it may."""
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        texts = json.loads(request.content)["input"]
+        rows = [{"index": n, "embedding": vector_of(text)} for n, text in enumerate(texts)]
+        return httpx.Response(200, json={"data": rows[::-1]})
+
+    return answer
+
+
+def test_a_server_is_asked_with_prefixes_and_its_vectors_are_normalised(tmp_path: Path) -> None:
+    asked: list[httpx.Request] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        asked.append(request)
+        return embeddings(lambda text: [3.0, 4.0] if text.startswith("query: ") else [0.0, 2.0])(request)
+
+    encoder = remote(tmp_path, answer)
+
+    assert encoder.encode_queries(["x"]) == pytest.approx(np.array([[0.6, 0.8]]))
+    assert encoder.encode_passages(["x"]) == pytest.approx(np.array([[0.0, 1.0]]))
+    assert asked[0].url == "http://encoder/v1/embeddings"
+    body = json.loads(asked[1].content)
+    assert (body["model"], body["input"]) == ("intfloat/e5-small-v2", ["passage: x"])
+    assert encoder.card.backend is Backend.OPENAI_HTTP
+
+
+def test_many_texts_are_asked_in_parts_and_come_back_in_order(tmp_path: Path) -> None:
+    encoder = remote(tmp_path, embeddings(lambda text: [float(text), 0.0]), passage_prefix="", normalised=False)
+
+    vectors = encoder.encode_passages([str(n) for n in range(100)])
+
+    assert vectors[:, 0].tolist() == list(range(100))
+
+
+@pytest.mark.parametrize("status", [429, 503])
+def test_a_servers_outage_is_an_error_not_a_vector(tmp_path: Path, status: int) -> None:
+    asked: list[int] = []
+
+    def refuse(request: httpx.Request) -> httpx.Response:
+        asked.append(status)
+        return httpx.Response(status)
+
+    with stamina.set_testing(True, attempts=2), pytest.raises(UpstreamUnavailable):
+        remote(tmp_path, refuse).encode_queries(["x"])
+
+    assert len(asked) == 2
+
+
+@pytest.mark.parametrize("body", [{"data": []}, {"data": [{"index": 0}]}, {"vectors": []}, []])
+def test_an_answer_that_is_no_list_of_embeddings_is_an_error(tmp_path: Path, body: Any) -> None:
+    encoder = remote(tmp_path, lambda request: httpx.Response(200, json=body))
+
+    with pytest.raises(SearcherError, match="encoder: "):
+        encoder.encode_queries(["x"])
+
+
+def test_a_server_of_another_model_is_refused_by_its_dimensions(tmp_path: Path) -> None:
+    encoder = remote(tmp_path, embeddings(lambda text: [1.0, 2.0, 3.0]))
+
+    with pytest.raises(InvalidInput, match="the server gives"):
+        encoder.encode_queries(["x"])
+
+
+def test_a_remote_encoder_without_an_address_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInput, match="--encoder-url"):
+        encoder_folder(EncoderChoice("e5-small-v2", backend=Backend.OPENAI_HTTP), tmp_path)

@@ -1,5 +1,5 @@
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -10,19 +10,17 @@ from hypothesis.extra.numpy import arrays
 
 from searcher.contracts.errors import InvalidInput
 from services.retriever.encoder import OnnxEncoder
-from services.retriever.index import NOTHING, Bm25Index, FlatIndex, _best_matches, words, write_bm25, write_vectors
+from services.retriever.index import NOTHING, Bm25Index, DenseIndex, _best_matches, words, write_bm25, write_vectors
 from services.retriever.manifest import Bm25Facts
+from services.retriever.nearest import Flat
 
 TEXTS = ("Rome Rome is a city", "Paris is a city", "Beyoncé sings", "Rome and Paris")
 
 
 @pytest.fixture
 def bm25(tmp_path: Path) -> Bm25Index:
-    write_bm25(iter(TEXTS), tmp_path, facts=Bm25Facts())
-    return Bm25Index(tmp_path)
-
-
-def ignore(stage: str, done: int, total: int) -> None: ...
+    write_bm25(iter(TEXTS), tmp_path / "bm25", facts=Bm25Facts())
+    return Bm25Index(tmp_path / "bm25")
 
 
 def test_words_have_no_case_and_no_accents() -> None:
@@ -78,37 +76,28 @@ def letters(letter_encoder: Callable[..., Path]) -> OnnxEncoder:
     return OnnxEncoder(letter_encoder(), num_threads=1)
 
 
-def in_blocks_of_two(texts: list[str]) -> Iterator[list[str]]:
-    return (texts[start : start + 2] for start in range(0, len(texts), 2))
+def dense(path: Path, letters: OnnxEncoder, texts: list[str], *, dtype: str = "float32") -> DenseIndex:
+    blocks = (letters.encode_passages(texts[start : start + 2]) for start in range(0, len(texts), 2))
+    write_vectors(blocks, path, num_passages=len(texts), dim=27, dtype=dtype)
+    return DenseIndex(letters, Flat(np.load(path, mmap_mode="r"), num_threads=1))
 
 
-def test_flat_search_finds_the_nearest_vectors(tmp_path: Path, letters: OnnxEncoder) -> None:
-    texts = ["aaaa", "bbbb", "abbb", "cccc", "bbcc"]
-    write_vectors(in_blocks_of_two(texts), tmp_path, num_passages=5, encoder=letters, on_progress=ignore)
+def test_dense_search_finds_the_nearest_vectors(tmp_path: Path, letters: OnnxEncoder) -> None:
+    index = dense(tmp_path / "v.npy", letters, ["aaaa", "bbbb", "abbb", "cccc", "bbcc"])
 
-    rows_QK, scores_QK = FlatIndex(tmp_path, letters, num_threads=1).search(["aaab", "ccc"], 1)
+    rows_QK, scores_QK = index.search(["aaab", "ccc"], 1)
 
     assert rows_QK.tolist() == [[0], [3]]
     assert scores_QK == pytest.approx(np.array([[3 / math.sqrt(10)], [1.0]]), abs=1e-6)  # (3, 1) . (1, 0) / |(3, 1)|
 
 
-@pytest.mark.parametrize("num_queries", [1, 3, 40])
-def test_flat_search_is_exact_for_every_batch_size(tmp_path: Path, letters: OnnxEncoder, num_queries: int) -> None:
-    random = np.random.default_rng(0)
-    texts = ["".join(random.choice(list("abcdefgh"), size=12)) for _ in range(300)]
-    write_vectors(in_blocks_of_two(texts), tmp_path, num_passages=300, encoder=letters, on_progress=ignore)
-    index = FlatIndex(tmp_path, letters, num_threads=1)
-    queries = ["".join(random.choice(list("abcdefgh"), size=5)) for _ in range(num_queries)]
-
-    _, scores_QK = index.search(queries, 7)
-
-    exact_QN = letters.encode_queries(queries) @ np.load(tmp_path / "vectors.npy").T
-    assert scores_QK == pytest.approx(-np.sort(-exact_QN, axis=1)[:, :7], abs=1e-6)
-
-
-def test_a_flat_index_smaller_than_k_gives_all_of_it(tmp_path: Path, letters: OnnxEncoder) -> None:
-    write_vectors(iter([["ab", "cd"]]), tmp_path, num_passages=2, encoder=letters, on_progress=ignore)
-
-    rows_QK, _ = FlatIndex(tmp_path, letters, num_threads=1).search(["cc"], 100)
+def test_a_dense_index_smaller_than_k_gives_all_of_it(tmp_path: Path, letters: OnnxEncoder) -> None:
+    rows_QK, _ = dense(tmp_path / "v.npy", letters, ["ab", "cd"]).search(["cc"], 100)
 
     assert rows_QK.tolist() == [[1, 0]]
+
+
+def test_vectors_may_be_kept_in_half_the_bytes(tmp_path: Path, letters: OnnxEncoder) -> None:
+    write_vectors(iter([letters.encode_passages(["ab"])]), tmp_path / "v.npy", num_passages=1, dim=27, dtype="float16")
+
+    assert np.load(tmp_path / "v.npy").dtype == np.float16

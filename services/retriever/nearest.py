@@ -1,0 +1,298 @@
+"""Vectors of queries -> rows with the largest inner product. With `gpu`, the only place that imports faiss.
+
+    Flat        every vector, as it lies in a memory-mapped matrix             exact
+    Fp16        every vector, from 16-bit codes in a memory-mapped file        half the bytes
+    Quantised   short codes name candidates, the mapped matrix decides         a thirtieth of the bytes in memory
+
+One caller at a time: the switches of faiss are the process'. Text is left to `encoder` and `index`.
+"""
+
+# Q = queries, K = results per query, N = passages, C = candidates per query, D = dimensions
+import os
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from services.retriever import metrics
+from services.retriever.encoder import Vectors
+
+Rows = NDArray[np.int64]
+Scores = NDArray[np.float32]
+Matrix = NDArray[np.float32] | NDArray[np.float16]
+
+NOTHING = -1
+"""A row that fills up a result list: fewer passages than k were found."""
+BLOCK_ROWS = 16_384
+"""Rows that are multiplied at once: enough to keep the cores busy, few enough for the products to stay in the cache."""
+
+
+class Nearest(Protocol):
+    def search(self, queries_QD: Vectors, k: int) -> tuple[Scores, Rows]:
+        """scores_QK and rows_QK, best first; at most as many columns as there are vectors."""
+        ...
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Exact search
+
+
+class Flat:
+    """Two ways through the matrix. A few queries: each thread scans its share of the rows, which the memory's speed
+    bounds. Many: matrix products, which the arithmetic bounds. Where the second begins to win is measured at start."""
+
+    def __init__(self, vectors_ND: Matrix, *, num_threads: int) -> None:
+        self._vectors_ND, self._num_threads = vectors_ND, num_threads
+        self._threads = ThreadPoolExecutor(num_threads, thread_name_prefix="scan")
+        _set_up_faiss(num_threads)
+        sample_ND = _sample(vectors_ND)
+        self.product_from_queries = _crossover(
+            "flat",
+            sample_ND,
+            scan=lambda queries_QD: self._scan(queries_QD, sample_ND, _CALIBRATION_K),
+            multiply=lambda queries_QD: self._multiply(queries_QD, sample_ND, _CALIBRATION_K),
+        )
+        metrics.BLAS_THRESHOLD.set(self.product_from_queries * vectors_ND.shape[1])
+
+    def search(self, queries_QD: Vectors, k: int) -> tuple[Scores, Rows]:
+        search = self._multiply if len(queries_QD) >= self.product_from_queries else self._scan
+        return search(queries_QD, self._vectors_ND, min(k, len(self._vectors_ND)))
+
+    def _scan(self, queries_QD: Vectors, vectors_ND: Matrix, k: int) -> tuple[Scores, Rows]:
+        """faiss' own way of sharing one query among threads is slower than one thread."""
+        shares = np.linspace(0, len(vectors_ND), self._num_threads + 1).astype(int).tolist()
+        found = self._threads.map(
+            lambda share: _scan_share(queries_QD, vectors_ND, *share, k),
+            [(start, stop) for start, stop in pairwise(shares) if stop > start],
+        )
+        return best_of(list(found), k)
+
+    def _multiply(self, queries_QD: Vectors, vectors_ND: Matrix, k: int) -> tuple[Scores, Rows]:
+        import faiss
+
+        faiss.cvar.distance_compute_blas_threshold = _ALWAYS_BLAS
+        scores_QK, rows_QK = faiss.knn(queries_QD, vectors_ND, k, metric=faiss.METRIC_INNER_PRODUCT)
+        return scores_QK, rows_QK
+
+
+def _scan_share(queries_QD: Vectors, vectors_ND: Matrix, start: int, stop: int, k: int) -> tuple[Scores, Rows]:
+    import faiss
+
+    faiss.omp_set_num_threads(1)  # of this thread's calls only
+    faiss.cvar.distance_compute_blas_threshold = _NEVER_BLAS
+    k = min(k, stop - start)
+    scores_QK, rows_QK = faiss.knn(queries_QD, vectors_ND[start:stop], k, metric=faiss.METRIC_INNER_PRODUCT)
+    return scores_QK, rows_QK + start
+
+
+class Fp16:
+    """Codes are 16-bit floats. A few queries scan them as they are; for many, block by block becomes a matrix again."""
+
+    def __init__(self, path: Path, *, num_threads: int) -> None:
+        self._codes = read_codes(path)
+        _set_up_faiss(num_threads)
+        self._vectors_ND = half_vectors(path, dim=self._codes.d)
+        sample_ND = _sample(self._vectors_ND)
+        sample = _fp16_codes(sample_ND)
+        self.product_from_queries = _crossover(
+            "fp16",
+            sample_ND,
+            scan=lambda queries_QD: sample.search(queries_QD, _CALIBRATION_K),
+            multiply=lambda queries_QD: exact(queries_QD, sample_ND, _CALIBRATION_K),
+        )
+
+    def search(self, queries_QD: Vectors, k: int) -> tuple[Scores, Rows]:
+        k = min(k, len(self._vectors_ND))
+        if len(queries_QD) >= self.product_from_queries:
+            return exact(queries_QD, self._vectors_ND, k)
+        scores_QK, rows_QK = self._codes.search(queries_QD, k)
+        return scores_QK, rows_QK
+
+
+def exact(queries_QD: Vectors, vectors_ND: Matrix, k: int) -> tuple[Scores, Rows]:
+    """By matrix products alone, a block at a time: for vectors of any float type, and any number of them."""
+    import faiss
+
+    best: tuple[Scores, Rows] | None = None
+    for start in range(0, len(vectors_ND), BLOCK_ROWS):
+        block = np.asarray(vectors_ND[start : start + BLOCK_ROWS], dtype=np.float32)
+        faiss.cvar.distance_compute_blas_threshold = _ALWAYS_BLAS
+        scores_QK, rows_QK = faiss.knn(queries_QD, block, min(k, len(block)), metric=faiss.METRIC_INNER_PRODUCT)
+        found = (scores_QK, rows_QK + start)
+        best = best_of([best, found], k) if best else found
+    assert best is not None
+    return best
+
+
+def best_of(found: list[tuple[Scores, Rows]], k: int) -> tuple[Scores, Rows]:
+    """The k best of several lists per query; equal scores in the order of the corpus."""
+    if len(found) == 1:
+        return found[0]
+    scores_QC, rows_QC = (np.concatenate(parts, axis=1) for parts in zip(*found, strict=True))
+    order_QK = np.lexsort((rows_QC, -scores_QC), axis=1)[:, :k]
+    return np.take_along_axis(scores_QC, order_QK, axis=1), np.take_along_axis(rows_QC, order_QK, axis=1)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Codes that name candidates
+
+
+class Quantised:
+    """Candidates by codes, order by the vectors themselves: of a corpus, only the codes need memory."""
+
+    def __init__(
+        self, path: Path, vectors_ND: Matrix, *, candidates: int, num_probes: int | None, num_threads: int
+    ) -> None:
+        _set_up_faiss(num_threads)
+        self._codes, self._vectors_ND = read_codes(path), vectors_ND
+        self.candidates = candidates
+        if num_probes is not None:
+            self.probe(num_probes)
+
+    def probe(self, num_probes: int) -> None:
+        """Read this many lists per query from now on."""
+        import faiss
+
+        faiss.ParameterSpace().set_index_parameter(self._codes, "nprobe", num_probes)
+
+    def search(self, queries_QD: Vectors, k: int) -> tuple[Scores, Rows]:
+        num_candidates = min(k * self.candidates, self._codes.ntotal)
+        _, rows_QC = self._codes.search(queries_QD, num_candidates)
+        scores_QC = self._score(queries_QD, rows_QC)
+        order_QK = np.lexsort((rows_QC, -scores_QC), axis=1)[:, : min(k, self._codes.ntotal)]
+        return np.take_along_axis(scores_QC, order_QK, axis=1), np.take_along_axis(rows_QC, order_QK, axis=1)
+
+    def _score(self, queries_QD: Vectors, rows_QC: Rows) -> Scores:
+        scores_QC = np.empty(rows_QC.shape, dtype=np.float32)
+        for q, rows_C in enumerate(rows_QC):
+            # In the order of the file, so that neighbours on disk are read together; NOTHING reads row 0, and loses.
+            vectors_CD = self._vectors_ND[np.maximum(rows_C, 0)]
+            scores_QC[q] = vectors_CD.astype(np.float32, copy=False) @ queries_QD[q]
+        scores_QC[rows_QC == NOTHING] = -np.inf
+        return scores_QC
+
+
+def read_codes(path: Path) -> Any:
+    """The index of a file, memory-mapped where its kind allows."""
+    import faiss
+
+    return faiss.read_index(os.fspath(path), faiss.IO_FLAG_MMAP_IFC)
+
+
+def train_codes(factory: str, sample_ND: Vectors) -> Any:
+    """An empty index that has learnt the shape of the data. Raises RuntimeError for a factory faiss does not know."""
+    import faiss
+
+    codes = faiss.index_factory(sample_ND.shape[1], factory, faiss.METRIC_INNER_PRODUCT)
+    codes.train(sample_ND)
+    return codes
+
+
+def write_codes(codes: Any, blocks: Iterator[Vectors], path: Path) -> None:
+    """Add `blocks` to `codes` and write the file. Memory holds the codes and one block."""
+    import faiss
+
+    for block_ND in blocks:
+        codes.add(np.ascontiguousarray(block_ND, dtype=np.float32))
+    faiss.write_index(codes, os.fspath(path))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# 16-bit codes: faiss' file for them is a header and the vectors as they are, so it can be written as a stream
+
+
+def write_half_vectors(blocks: Iterator[Vectors], path: Path, *, num_rows: int, dim: int) -> None:
+    with path.open("wb") as file:
+        file.write(_half_header(num_rows, dim))
+        for block_ND in blocks:
+            block_ND.astype(np.float16).tofile(file)
+
+
+def half_vectors(path: Path, *, dim: int) -> NDArray[np.float16]:
+    """The vectors of such a file, memory-mapped."""
+    offset = len(_half_header(0, dim))
+    num_rows = (path.stat().st_size - offset) // (2 * dim)
+    return np.memmap(path, dtype=np.float16, mode="r", offset=offset, shape=(num_rows, dim))
+
+
+def _half_header(num_rows: int, dim: int) -> bytes:
+    import faiss
+
+    header = bytearray(faiss.serialize_index(_fp16_codes(np.empty((0, dim), dtype=np.float16))).tobytes())
+    header[8:16] = num_rows.to_bytes(8, "little")
+    header[-8:] = (num_rows * dim * 2).to_bytes(8, "little")
+    return bytes(header)
+
+
+def _fp16_codes(vectors_ND: Matrix) -> Any:
+    import faiss
+
+    dim = vectors_ND.shape[1]
+    codes = faiss.IndexScalarQuantizer(dim, faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT)
+    if len(vectors_ND):
+        codes.add(vectors_ND.astype(np.float32))
+    return codes
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What faiss must be told
+
+_ALWAYS_BLAS, _NEVER_BLAS = 1, 2**31 - 1
+"""faiss multiplies matrices when queries x dimensions reaches the threshold, and scans once per query below it. Its
+own threshold was tuned on data that fits into the cache, and is far too high for a larger index."""
+_CALIBRATION_BYTES = 64 * 1024 * 1024
+_CALIBRATION_BATCHES = (1, 2, 4, 8, 16, 32)
+_CALIBRATION_SECONDS = 1.0
+_CALIBRATION_K = 10
+
+
+def _set_up_faiss(num_threads: int) -> None:
+    import faiss
+
+    faiss.omp_set_num_threads(num_threads)
+    faiss.cvar.distance_compute_blas_threshold = _ALWAYS_BLAS
+    faiss.cvar.distance_compute_blas_database_bs = BLOCK_ROWS
+
+
+_measured: dict[tuple[str, int], int] = {}
+"""Crossovers by kind and dimensions: the second index of a process need not measure again."""
+
+
+def _sample(vectors_ND: Matrix) -> Matrix:
+    """More than a cache holds, so that reading it costs what reading the whole would; less where there is not more."""
+    return np.array(vectors_ND[: _CALIBRATION_BYTES // (vectors_ND.dtype.itemsize * vectors_ND.shape[1])])
+
+
+def _crossover(
+    kind: str, sample_ND: Matrix, *, scan: Callable[[Vectors], Any], multiply: Callable[[Vectors], Any]
+) -> int:
+    """The number of queries from which `multiply` is faster; found in about a second."""
+    if len(sample_ND) < BLOCK_ROWS:
+        return _CALIBRATION_BATCHES[2]  # so small that either way is instant
+    key = (kind, sample_ND.shape[1])
+    if key not in _measured:
+        _measured[key] = _measure(sample_ND, scan, multiply)
+    return _measured[key]
+
+
+def _measure(sample_ND: Matrix, scan: Callable[[Vectors], Any], multiply: Callable[[Vectors], Any]) -> int:
+    deadline = time.perf_counter() + _CALIBRATION_SECONDS
+    for num_queries in _CALIBRATION_BATCHES:
+        queries_QD = np.asarray(sample_ND[:num_queries], dtype=np.float32)
+        scan_seconds, multiply_seconds = (
+            min(_seconds(search, queries_QD), _seconds(search, queries_QD)) for search in (scan, multiply)
+        )
+        if multiply_seconds < scan_seconds or time.perf_counter() > deadline:
+            return num_queries
+    return 2 * _CALIBRATION_BATCHES[-1]
+
+
+def _seconds(search: Callable[[Vectors], Any], queries_QD: Vectors) -> float:
+    started = time.perf_counter()
+    search(queries_QD)
+    return time.perf_counter() - started

@@ -1,0 +1,158 @@
+import os
+import sqlite3
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from services.retriever.embeddings import EmbeddingCache, in_blocks
+from services.retriever.encoder import Vectors
+from services.retriever.manifest import EncoderCard, Pooling
+
+CARD = EncoderCard(name="toy", weights_sha256="0" * 64, dim=2, pooling=Pooling.MEAN, max_tokens=8)
+
+
+class LengthEncoder:
+    """A text's vector is (its length, 1). Notes what it was asked for."""
+
+    card = CARD
+
+    def __init__(self) -> None:
+        self.encoded: list[str] = []
+
+    def encode_queries(self, queries: Sequence[str]) -> Vectors:
+        raise AssertionError("queries are not kept")
+
+    def encode_passages(self, passages: Sequence[str]) -> Vectors:
+        self.encoded += passages
+        return np.array([[len(passage), 1] for passage in passages], dtype=np.float32)
+
+
+def vectors_file(cache: EmbeddingCache) -> Path:
+    return cache.folder / "vectors.f32"
+
+
+def test_what_was_encoded_once_is_never_encoded_again(tmp_path: Path) -> None:
+    encoder = LengthEncoder()
+    with EmbeddingCache(tmp_path, CARD) as cache:
+        cache.encode(["a", "bb"], encoder)
+
+    with EmbeddingCache(tmp_path, CARD) as cache:
+        vectors = cache.encode(["ccc", "bb", "a"], encoder)
+
+    assert vectors.tolist() == [[3, 1], [2, 1], [1, 1]]
+    assert encoder.encoded == ["a", "bb", "ccc"]
+
+
+def test_a_text_that_comes_twice_is_encoded_once(tmp_path: Path) -> None:
+    encoder = LengthEncoder()
+
+    with EmbeddingCache(tmp_path, CARD) as cache:
+        vectors = cache.encode(["a", "bb", "a"], encoder)
+
+        assert len(cache) == 2
+    assert vectors.tolist() == [[1, 1], [2, 1], [1, 1]]
+    assert encoder.encoded == ["a", "bb"]
+
+
+def test_bytes_of_a_killed_writer_are_overwritten(tmp_path: Path) -> None:
+    encoder = LengthEncoder()
+    with EmbeddingCache(tmp_path, CARD) as cache:
+        cache.encode(["a"], encoder)
+        with vectors_file(cache).open("ab") as file:
+            file.write(b"half a ro")
+
+    with EmbeddingCache(tmp_path, CARD) as cache:
+        cache.encode(["bb"], encoder)
+
+        assert cache.encode(["bb", "a"], encoder).tolist() == [[2, 1], [1, 1]]
+    assert encoder.encoded == ["a", "bb"]
+
+
+@pytest.mark.parametrize("damage", ["truncated", "changed"])
+def test_a_damaged_row_is_encoded_again(tmp_path: Path, damage: str) -> None:
+    encoder = LengthEncoder()
+    with EmbeddingCache(tmp_path, CARD) as cache:
+        cache.encode(["a", "bb"], encoder)
+        if damage == "truncated":
+            os.truncate(vectors_file(cache), 12)
+        else:
+            content = bytearray(vectors_file(cache).read_bytes())
+            content[9] ^= 1
+            vectors_file(cache).write_bytes(content)
+
+    with EmbeddingCache(tmp_path, CARD) as cache:
+        vectors = cache.encode(["a", "bb"], encoder)
+        again = cache.encode(["a", "bb"], encoder)
+
+    assert vectors.tolist() == again.tolist() == [[1, 1], [2, 1]]
+    assert encoder.encoded == ["a", "bb", "bb"]
+
+
+def test_two_writers_of_one_folder_keep_each_others_rows(tmp_path: Path) -> None:
+    encoder = LengthEncoder()
+    with EmbeddingCache(tmp_path, CARD) as one, EmbeddingCache(tmp_path, CARD) as other:
+        one.encode(["a"], encoder)
+        other.encode(["bb"], encoder)
+        one.encode(["ccc"], encoder)
+
+        assert other.encode(["a", "bb", "ccc"], encoder).tolist() == [[1, 1], [2, 1], [3, 1]]
+    assert encoder.encoded == ["a", "bb", "ccc"]
+
+
+def test_a_writer_that_fails_leaves_no_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def disk_full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with EmbeddingCache(tmp_path, CARD) as cache:
+        monkeypatch.setattr(os, "fdatasync", disk_full)
+        with pytest.raises(OSError, match="No space"):
+            cache.encode(["a"], LengthEncoder())
+        monkeypatch.undo()
+
+        assert len(cache) == 0
+        assert cache.encode(["a"], LengthEncoder()).tolist() == [[1, 1]]
+
+
+@pytest.mark.parametrize(
+    ("change", "is_another"),
+    [
+        ({"weights_sha256": "1" * 64}, True),
+        ({"pooling": Pooling.CLS}, True),
+        ({"passage_prefix": "passage: "}, True),
+        ({"max_tokens": 9}, True),
+        ({"query_prefix": "query: "}, False),
+    ],
+)
+def test_only_what_decides_a_passages_vector_makes_another_encoder(
+    tmp_path: Path, change: dict[str, object], is_another: bool
+) -> None:
+    with EmbeddingCache(tmp_path, CARD) as cache:
+        cache.encode(["a"], LengthEncoder())
+
+    with EmbeddingCache(tmp_path, CARD.model_copy(update=change)) as other:
+        _, missing = other.lookup(["a"])
+
+    assert bool(missing) is is_another
+
+
+def test_a_lookup_of_many_texts_finds_them_all(tmp_path: Path) -> None:
+    texts = [f"text {number}" for number in range(1_300)]
+    with EmbeddingCache(tmp_path, CARD) as cache:
+        for block in in_blocks(texts, 400):
+            cache.encode(block, LengthEncoder())
+
+        vectors, missing = cache.lookup(texts[::-1])
+
+    assert missing == []
+    assert vectors[:, 0].tolist() == [len(text) for text in texts[::-1]]
+
+
+def test_a_folder_of_something_else_is_not_taken_for_a_cache(tmp_path: Path) -> None:
+    with EmbeddingCache(tmp_path, CARD) as cache:
+        folder = cache.folder
+    (folder / "rows.sqlite").write_bytes(b"not a database, but long enough to be read as one" * 40)
+
+    with pytest.raises(sqlite3.DatabaseError):
+        EmbeddingCache(tmp_path, CARD)

@@ -1,0 +1,166 @@
+from pathlib import Path
+
+import faiss
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from services.retriever import nearest
+from services.retriever.nearest import (
+    NOTHING,
+    Flat,
+    Fp16,
+    Quantised,
+    best_of,
+    exact,
+    half_vectors,
+    train_codes,
+    write_codes,
+    write_half_vectors,
+)
+
+DIM = 16
+
+
+def unit_vectors(count: int, seed: int = 0) -> NDArray[np.float32]:
+    vectors = np.random.default_rng(seed).standard_normal((count, DIM)).astype(np.float32)
+    return np.asarray(vectors / np.linalg.norm(vectors, axis=1, keepdims=True), dtype=np.float32)
+
+
+VECTORS = unit_vectors(3_000)
+
+
+def by_hand(queries: NDArray[np.float32], k: int) -> NDArray[np.int64]:
+    return np.argsort(-(queries @ VECTORS.T), axis=1, kind="stable")[:, :k]
+
+
+@pytest.mark.parametrize("num_threads", [1, 3])
+@pytest.mark.parametrize("product_from", [1, 1_000])
+@pytest.mark.parametrize("num_queries", [1, 5, 40])
+def test_flat_search_is_exact_both_ways_through_the_matrix(
+    num_threads: int, product_from: int, num_queries: int
+) -> None:
+    index = Flat(VECTORS, num_threads=num_threads)
+    index.product_from_queries = product_from
+    queries = unit_vectors(num_queries, seed=1)
+
+    scores, rows = index.search(queries, 7)
+
+    assert rows.tolist() == by_hand(queries, 7).tolist()
+    assert scores == pytest.approx(np.take_along_axis(queries @ VECTORS.T, rows, axis=1), abs=1e-6)
+
+
+@pytest.mark.parametrize("product_from", [1, 1_000])
+def test_more_than_there_are_gives_all_once(product_from: int) -> None:
+    index = Flat(VECTORS[:5], num_threads=3)
+    index.product_from_queries = product_from
+
+    _, rows = index.search(unit_vectors(2), 100)
+
+    assert [sorted(found) for found in rows.tolist()] == [[0, 1, 2, 3, 4]] * 2
+
+
+def test_a_crossover_is_measured_once_per_shape(monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds = {"scan": 3.0, "multiply": 10.0}
+    batches: list[int] = []
+
+    def seconds_of(search: object, queries: NDArray[np.float32]) -> float:
+        batches.append(len(queries))
+        return seconds[search()] * (len(queries) if search() == "scan" else 1)  # type: ignore[operator]
+
+    monkeypatch.setattr(nearest, "_seconds", seconds_of)
+    monkeypatch.setattr(nearest, "_measured", {})
+    sample = np.zeros((nearest.BLOCK_ROWS, 2), dtype=np.float32)
+
+    crossovers = [
+        nearest._crossover("toy", sample, scan=lambda *_: "scan", multiply=lambda *_: "multiply") for _ in range(2)
+    ]
+
+    assert crossovers == [4, 4]  # 4 queries scan in 12 s and multiply in 10; 2 scan in 6
+    assert max(batches) == 4
+    assert len(batches) == 3 * 2 * 2
+
+
+def test_exact_search_in_blocks_is_the_search_in_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nearest, "BLOCK_ROWS", 700)
+    queries = unit_vectors(3, seed=1)
+
+    _, rows = exact(queries, VECTORS, 9)
+
+    assert rows.tolist() == by_hand(queries, 9).tolist()
+
+
+def test_the_best_of_several_lists_are_in_order_and_equals_by_row() -> None:
+    one = (np.array([[3.0, 1.0]], dtype=np.float32), np.array([[7, 2]]))
+    other = (np.array([[3.0, 2.0]], dtype=np.float32), np.array([[4, 5]]))
+
+    scores, rows = best_of([one, other], 3)
+
+    assert rows.tolist() == [[4, 7, 5]]
+    assert scores.tolist() == [[3.0, 3.0, 2.0]]
+
+
+def test_a_stream_of_16_bit_vectors_is_the_file_that_faiss_writes(tmp_path: Path) -> None:
+    codes = faiss.IndexScalarQuantizer(DIM, faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT)
+    codes.add(VECTORS[:100])
+    faiss.write_index(codes, str(tmp_path / "faiss"))
+
+    write_half_vectors(iter([VECTORS[:60], VECTORS[60:100]]), tmp_path / "ours", num_rows=100, dim=DIM)
+
+    assert (tmp_path / "ours").read_bytes() == (tmp_path / "faiss").read_bytes()
+    assert half_vectors(tmp_path / "ours", dim=DIM).tolist() == VECTORS[:100].astype(np.float16).tolist()
+
+
+@pytest.mark.parametrize("product_from", [1, 1_000])
+def test_16_bit_search_is_exact_on_the_rounded_vectors(tmp_path: Path, product_from: int) -> None:
+    write_half_vectors(iter([VECTORS]), tmp_path / "codes", num_rows=len(VECTORS), dim=DIM)
+    index = Fp16(tmp_path / "codes", num_threads=2)
+    index.product_from_queries = product_from
+    queries = unit_vectors(5, seed=1)
+
+    scores, rows = index.search(queries, 10)
+
+    rounded = VECTORS.astype(np.float16).astype(np.float32)
+    assert scores == pytest.approx(-np.sort(-(queries @ rounded.T), axis=1)[:, :10], abs=1e-5)
+    assert scores == pytest.approx(np.take_along_axis(queries @ rounded.T, rows, axis=1), abs=1e-5)
+
+
+@pytest.fixture(params=["PQ4x4fs", f"RR{DIM},RaBitQfs", "IVF16,PQ4x4fs"])
+def quantised(request: pytest.FixtureRequest, tmp_path: Path) -> Quantised:
+    codes = train_codes(request.param, VECTORS)
+    write_codes(codes, iter([VECTORS[:1_000], VECTORS[1_000:]]), tmp_path / "codes")
+    probes = 16 if request.param.startswith("IVF") else None
+    return Quantised(tmp_path / "codes", VECTORS, candidates=40, num_probes=probes, num_threads=1)
+
+
+def test_scores_of_a_quantised_index_are_exact(quantised: Quantised) -> None:
+    queries = unit_vectors(20, seed=1)
+
+    scores, rows = quantised.search(queries, 10)
+
+    assert scores == pytest.approx(np.take_along_axis(queries @ VECTORS.T, rows, axis=1), abs=1e-6)
+    assert (np.diff(scores, axis=1) <= 0).all()
+    assert all(len(set(found)) == 10 for found in rows.tolist())
+
+
+def test_with_every_passage_a_candidate_a_quantised_index_is_exact(quantised: Quantised) -> None:
+    quantised.candidates = 300
+    queries = unit_vectors(3, seed=1)
+
+    _, rows = quantised.search(queries, 10)
+
+    assert rows.tolist() == by_hand(queries, 10).tolist()
+
+
+def test_a_list_that_is_too_short_ends_with_nothing(tmp_path: Path) -> None:
+    codes = train_codes("IVF16,PQ4x4fs", VECTORS)
+    write_codes(codes, iter([VECTORS]), tmp_path / "codes")
+    index = Quantised(tmp_path / "codes", VECTORS, candidates=1, num_probes=1, num_threads=1)
+
+    scores, rows = index.search(unit_vectors(4, seed=1), 2_000)
+
+    for found, score in zip(rows, scores, strict=True):
+        real = found != NOTHING
+        assert 0 < real.sum() < 2_000
+        assert not real[real.sum() :].any()
+        assert np.isneginf(score[~real]).all()
