@@ -17,11 +17,21 @@ class EvaluatorClient(ServiceClient):
     async def status(self, evaluation_id: str) -> EvaluationStatus:
         return EvaluationStatus.model_validate(await self.get(f"/v1/evaluations/{evaluation_id}"))
 
+    async def cancel(self, evaluation_id: str) -> EvaluationStatus:
+        return EvaluationStatus.model_validate(await self.post(f"/v1/evaluations/{evaluation_id}/cancel"))
+
+    async def resume(self, evaluation_id: str) -> EvaluationStatus:
+        """Take up one that failed, or ask again for verdicts that its report misses. Raises Conflict if neither."""
+        return EvaluationStatus.model_validate(await self.post(f"/v1/evaluations/{evaluation_id}/resume"))
+
     async def report(self, evaluation_id: str) -> Report:
         return Report.model_validate(await self.get(f"/v1/evaluations/{evaluation_id}/report"))
 
     async def report_html(self, evaluation_id: str) -> str:
         return await self.get_text(f"/v1/evaluations/{evaluation_id}/report?format=html")
+
+    async def report_markdown(self, evaluation_id: str) -> str:
+        return await self.get_text(f"/v1/evaluations/{evaluation_id}/report?format=md")
 
     async def run(
         self,

@@ -43,6 +43,16 @@ class Mark:
     label: str
 
 
+@dataclass(frozen=True)
+class Dots:
+    """One series of a dot plot: per row a value and what it may be, low and high; None where nothing is known."""
+
+    label: str
+    values: Sequence[float | None]
+    ranges: Sequence[tuple[float, float] | None]
+    colour: Colour
+
+
 def curves(
     series: Sequence[Curve],
     *,
@@ -99,16 +109,58 @@ def bars(
     return _svg(figure, describe)
 
 
-def _axes() -> tuple[Any, Any]:
+def dots(
+    rows: Sequence[str],
+    series: Sequence[Dots],
+    *,
+    describe: str,
+    x_label: str = "",
+    x_range: tuple[float, float] = (0.0, 1.0),
+) -> str:
+    """A row per name, from the top; in it a dot with a whisker per series."""
+    step = 0.68 / max(len(series), 1)
+    figure, axes = _axes(height_inches=0.7 + 0.17 * len(rows) * (len(series) + 1), grid="x")
+    for place, one in enumerate(series):
+        drawn = [
+            (value, row + (place - (len(series) - 1) / 2) * step, span or (value, value))
+            for row, (value, span) in enumerate(zip(one.values, one.ranges, strict=True))
+            if value is not None
+        ]
+        for _, y, (low, high) in drawn:
+            axes.plot([low, high], [y, y], color=one.colour, linewidth=1.6, alpha=0.55, solid_capstyle="butt")
+        x, y = [value for value, _, _ in drawn], [y for _, y, _ in drawn]
+        axes.plot(x, y, "o", color=one.colour, markersize=4.5, label=one.label)
+    for border in range(1, len(rows)):
+        axes.axhline(border - 0.5, color=Colour.LINE, linewidth=0.8)
+    low, high = x_range
+    margin = 0.02 * (high - low)
+    axes.set_xlim(low - margin, high + margin)
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    axes.set_yticks(range(len(rows)), [_shortened(name) for name in rows])
+    axes.tick_params(axis="y", labelcolor=Colour.INK)
+    axes.set_xlabel(x_label, color=Colour.MUTED)
+    if len(series) > 1:
+        figure.legend(
+            loc="outside upper left", ncols=4, frameon=False, labelcolor=Colour.INK, fontsize=8.5, handletextpad=0.2,
+            columnspacing=1.2,
+        )  # fmt: skip
+    return _svg(figure, describe)
+
+
+def _shortened(name: str, limit: int = 22) -> str:
+    return name if len(name) <= limit else f"{name[: limit - 1]}…"
+
+
+def _axes(*, height_inches: float = 2.6, grid: Literal["x", "y"] = "y") -> tuple[Any, Any]:
     import matplotlib
     from matplotlib.figure import Figure
 
     matplotlib.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "searcher", "font.size": 9})
-    figure = Figure(figsize=(5.2, 2.9), layout="constrained")  # never pyplot: it keeps figures alive, and is not
-    axes = figure.add_subplot()  # safe in threads
+    figure = Figure(figsize=(4.6, height_inches), layout="constrained")  # never pyplot: it keeps figures alive, and is
+    axes = figure.add_subplot()  # not safe in threads
     figure.patch.set_alpha(0.0)
     axes.patch.set_alpha(0.0)
-    axes.grid(axis="y", color=Colour.LINE, linewidth=0.8)
+    axes.grid(axis=grid, color=Colour.LINE, linewidth=0.8)
     axes.set_axisbelow(True)
     axes.tick_params(length=0, labelcolor=Colour.MUTED)
     for side, spine in axes.spines.items():

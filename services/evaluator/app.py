@@ -29,7 +29,7 @@ from services.evaluator.dispatch import create_celery, dispatch
 from services.evaluator.intake import Intake
 from services.evaluator.jobs import Jobs, digest
 from services.evaluator.metrics import FINISHED, IDLE_SECONDS, OPEN
-from services.evaluator.report import render
+from services.evaluator.report import render, render_markdown
 from services.evaluator.settings import EvaluatorSettings
 
 log = structlog.get_logger()
@@ -146,9 +146,9 @@ def create_app(settings: EvaluatorSettings) -> FastAPI:
         "/v1/evaluations/{id}/report",
         tags=["evaluations"],
         response_class=Response,
-        responses={200: {"model": Report, "content": {"text/html": {}}}},
+        responses={200: {"model": Report, "content": {"text/html": {}, "text/markdown": {}}}},
     )
-    async def report(evaluation_id: EvaluationId, format: Literal["json", "html"] = "json") -> Response:
+    async def report(evaluation_id: EvaluationId, format: Literal["json", "md", "html"] = "json") -> Response:
         """The report of an evaluation that is done; 409 before that."""
         text = archive.report(evaluation_id)
         if text is None or await is_taken_up(evaluation_id):
@@ -156,6 +156,9 @@ def create_app(settings: EvaluatorSettings) -> FastAPI:
             text = (await keep_report(evaluator(), evaluation_id)).model_dump_json()
         if format == "json":
             return Response(text, media_type="application/json")
+        if format == "md":
+            markdown = await asyncio.to_thread(render_markdown, Report.model_validate_json(text))
+            return Response(markdown, media_type="text/markdown; charset=utf-8")
         page = archive.page(evaluation_id)
         if page is None:
             page = await asyncio.to_thread(keep_page, archive, Report.model_validate_json(text))

@@ -8,12 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from searcher.contracts.question import RolloutPlan
-from searcher.contracts.report import EvaluatedQuestion, Report
-from searcher.pages.plots import Colour, Curve, Mark, bars, curves
+from searcher.contracts.report import BASELINES, POLICY, EvaluatedQuestion, PublishedRow, Report, System
+from searcher.pages.plots import Colour, Curve, Dots, Mark, bars, curves, dots
 from searcher.qa.markup import Kind, Piece, mark_up, pieces
 from searcher.qa.tags import TAGS
-from services.evaluator.report import examples, render
-from services.evaluator.statistics import summarise, summarise_by_hops
+from services.evaluator.report import examples, found_and_right, render, render_markdown
+from services.evaluator.statistics import comparisons, system_reports
 
 Row = Callable[..., EvaluatedQuestion]
 
@@ -24,7 +24,12 @@ RESPONSE = (
 )
 
 
-def report(*rows: EvaluatedQuestion) -> Report:
+def report(
+    *rows: EvaluatedQuestion,
+    systems: tuple[System, ...] = (POLICY,),
+    published: tuple[PublishedRow, ...] = (),
+    missing: tuple[str, ...] = (),
+) -> Report:
     return Report(
         id="e",
         title="Held-out <world>",
@@ -33,8 +38,11 @@ def report(*rows: EvaluatedQuestion) -> Report:
         rules="searcher",
         created_at=dt.datetime(2026, 1, 1, tzinfo=dt.UTC).isoformat(),
         seconds=1.5,
-        overall=summarise(rows),
-        by_hops=summarise_by_hops(rows),
+        corpora={"wiki": "0123456789abcdef"},
+        systems=system_reports(systems, rows),
+        comparisons=comparisons(systems, rows),
+        published=published,
+        missing=missing,
         questions=rows,
     )
 
@@ -106,16 +114,144 @@ def test_a_page_needs_nothing_from_elsewhere(row: Row) -> None:
 
 
 def test_every_outcome_is_shown_and_counted_once(row: Row) -> None:
+    wrong = {"em": 0.0, "cover_em": 0.0}
+    read_it = "x\n\n<|begin_of_documents|>\n(1)The crown is old gold.\n<|end_of_documents|>\n\n</think>"
     rows = (
-        row("right", num_searches=1),
-        row("missed", num_searches=1, evidence=True, em=0.0, cover_em=0.0),
-        row("wrong", num_searches=1, evidence=False, em=0.0, cover_em=0.0),
-        row("idle", num_searches=0, em=0.0, cover_em=0.0),
+        row("right", num_searches=1, supported=True),
+        row("yes", num_searches=1, supported=None),
+        row("remembered", num_searches=1, supported=False),
+        row("judged", num_searches=2, judge=True, supported=False, **wrong),
+        row("silent", num_searches=1, answer=None, evidence=True, **wrong),
+        row("missed", num_searches=1, evidence=True, **wrong),
+        row("read", num_searches=1, answers=("Old gold",), response=read_it, **wrong),
+        row("wrong", num_searches=1, evidence=False, answers=("Old gold",), response=read_it, **wrong),
+        row("idle", num_searches=0, **wrong),
     )
 
     assert {kind.title: [found.id for found in kind.rows] for kind in examples(rows)} == {
-        "Searched and right": ["right"],
-        "Retrieved, but missed": ["missed"],
+        "Searched and right": ["right", "yes"],
+        "Right, but not from what was read": ["judged", "remembered"],
+        "No answer": ["silent"],
+        "Retrieved, but missed": ["missed", "read"],
         "Searched and wrong": ["wrong"],
         "Did not search": ["idle"],
     }
+
+
+def test_dots_have_whiskers_only_where_there_is_an_interval() -> None:
+    series = [
+        Dots("F1", [0.5, None], [(0.25, 0.75), None], Colour.SERIES_1),
+        Dots("EM", [0.5, 0.1], [None, None], Colour.SERIES_2),
+    ]
+
+    svg = dots(["policy", "a system with quite a long name"], series, describe="Scores")
+
+    assert ">policy<" in svg and ">a system with quite a…<" in svg and ">EM<" in svg
+    assert 'aria-label="Scores"' in svg
+
+
+def test_the_evidence_is_set_against_what_came_of_it(row: Row) -> None:
+    rows = [
+        row("a", evidence=True),
+        row("b", evidence=True, cover_em=0.0),
+        row("c", evidence=False, cover_em=0.0),
+        row("d", evidence=None),
+    ]
+
+    assert found_and_right(report(*rows)) == [("policy", 2, 0.5, 1, 0.0)]
+    assert found_and_right(report(rows[3])) == []
+
+
+def whole_report(row: Row) -> Report:
+    systems = (POLICY, *BASELINES)
+    rows = [
+        row(
+            f"{name}{i}",
+            benchmark=name,
+            system=system.name,
+            hops=1 + i,
+            em=float(i == place),
+            f1=float(i == place),
+            cover_em=float(i == place),
+            num_searches=i if system is POLICY else 0,
+            evidence=i == 0,
+            evidence_recall=0.5,
+            judge=i == 0,
+            response=RESPONSE,
+        )
+        for place, system in enumerate(systems)
+        for name in ("hotpotqa", "musique")
+        for i in range(3)
+    ]
+    stands = PublishedRow(
+        benchmark="hotpotqa",
+        method="IRCoT | *GPT*",
+        source="A paper, Table 2",
+        figures={"cover_em": 0.434},
+        comparable=True,
+    )
+    differs = PublishedRow(
+        benchmark="musique",
+        method="all methods",
+        source="A paper",
+        figures={},
+        comparable=False,
+        why_not="k is 3, published 5",
+    )
+    return report(*rows, systems=systems, published=(stands, differs), missing=("The judge's verdict on 2 answers.",))
+
+
+def test_a_page_holds_everything_a_report_says(row: Row) -> None:
+    page = " ".join(render(whole_report(row)).split())
+
+    for text in (
+        "The judge&#39;s verdict on 2 answers.",
+        "F1 by benchmark",
+        "F1 by number of hops",
+        "mean of the benchmarks",
+        "policy − no search, 6 questions",
+        "What came of the evidence",
+        "IRCoT | *GPT*",
+        "policy (here)",
+        "the figures of A paper may not stand beside these. K is 3, published 5.",
+        "wiki (0123456789ab)",
+    ):
+        assert text in page, text
+    assert page.count("Searches: ") == 1  # the baselines have no choice
+
+
+def test_markdown_holds_everything_a_report_says(row: Row) -> None:
+    text = render_markdown(whole_report(row))
+
+    lines = text.splitlines()
+    assert lines[0] == "# Held-out &lt;world&gt;"
+    for line in (
+        "> **Missing:** The judge's verdict on 2 answers.",
+        "|  | policy | no search | one search |",
+        "| **Score** |  |  |  |",
+        "## What came of the evidence",
+        "| hotpotqa | IRCoT \\| \\*GPT\\* | 0.434 | A paper, Table 2 |  |",
+        "- musique: A paper may not stand beside these figures: k is 3, published 5.",
+        "| corpus (index) | wiki (0123456789ab) |",
+    ):
+        assert line in lines, line
+    assert "| no search | policy | F1 | 6 | +0.000 |" in text
+    assert re.search(r"^\| EM \| 0\.333 <sub>0\.\d{3}–0\.\d{3}</sub> \|", text, re.MULTILINE)
+
+
+def test_every_markdown_table_is_rectangular(row: Row) -> None:
+    tables = re.findall(r"(?:^\|.*\n)+", render_markdown(whole_report(row)) + "\n", re.MULTILINE)
+
+    assert len(tables) == 6
+    for table in tables:
+        assert len({len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}) == 1, table
+
+
+def test_untrusted_text_is_text_in_markdown(row: Row) -> None:
+    evil = "<b>[x](http://y)</b> | `a` *b*\n# c"
+
+    text = render_markdown(report(row("a", question=evil, answers=(evil,), answer=evil, num_searches=1, evidence=True,
+                                      em=0.0, cover_em=0.0, queries=(evil,))))  # fmt: skip
+
+    safe = "&lt;b&gt;\\[x\\](http://y)&lt;/b&gt; \\| \\`a\\` \\*b\\* \\# c"
+    assert f"- {safe} Answered {safe}; accepted: {safe}. Asked: {safe}." in text
