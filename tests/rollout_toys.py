@@ -231,7 +231,8 @@ def reward_app() -> FastAPI:
     @app.post("/v1/score")
     async def score(request: ScoreRequest) -> ScoreResponse:
         point = Score(total=1.0, parts={"point": 1.0}, answer=None, em=0, cover_em=0, f1=0, format_ok=True)
-        return ScoreResponse(rules=request.rules, scores=(point,) * len(request.items))
+        ids = tuple(item.id for item in request.items)
+        return ScoreResponse(rules=request.rules, scores=(point,) * len(ids), ids=ids)
 
     return app
 

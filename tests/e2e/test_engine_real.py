@@ -23,11 +23,13 @@ import pytest
 from conftest import REPOSITORY
 from rollout_toys import QUESTION, ToyRetriever
 
+from searcher.clients.chat import ChatClient
 from searcher.clients.engine import EngineClient, PromptTooLong, Sampled, Sampling
 from searcher.contracts.errors import SearcherError
-from searcher.contracts.question import RolloutPlan
+from searcher.contracts.question import RolloutPlan, SearchMode
 from searcher.contracts.trajectory import StopReason
 from searcher.contracts.weights import WeightVersion
+from services.evaluator.openai_model import converse
 from services.rollout.episode import episode
 from services.rollout.policy import Codec
 
@@ -50,7 +52,11 @@ def make_model(directory: Path, *, seed: int) -> None:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens(["<|endoftext|>"])
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|endoftext|>").save_pretrained(directory)
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token="<|endoftext|>",
+        chat_template="{% for message in messages %}[{{ message.role }}]{{ message.content }}{% endfor %}[assistant]",
+    ).save_pretrained(directory)
     torch.manual_seed(seed)
     config = Qwen2Config(
         vocab_size=300,
@@ -195,6 +201,24 @@ async def test_logprobs_are_of_the_distribution_that_was_sampled_whatever_the_te
     cool = await engine.generate(PROMPT, Sampling(max_tokens=64, temperature=0.6, seed=1))
 
     assert difference(first, cool, temperature=0.6) < TOLERANCE
+
+
+async def test_its_openai_route_can_be_evaluated_like_any_models(engine: EngineClient, server: RunningEngine) -> None:
+    """A random model says nothing sensible, but it is asked, counted, stopped, and told when a chat is too long."""
+    async with httpx.AsyncClient(trust_env=False) as http:
+        (served,) = (await http.get(f"{server.url}/v1/models")).json()["data"]
+    plan = RolloutPlan(temperature=0.0, stop_at_answer=True, max_tokens_per_turn=16, search=SearchMode.ONCE)
+    long = QUESTION.model_copy(update={"question": "a" * MAX_CONTEXT_TOKENS})
+
+    async with ChatClient(f"{server.url}/v1", served["id"]) as model:
+        told = await converse(QUESTION, plan, model, ToyRetriever())  # type: ignore[arg-type]
+        cut_off = await converse(long, plan, model, ToyRetriever())  # type: ignore[arg-type]
+        first, *_ = (await model.complete([{"role": "user", "content": "?"}], max_tokens=4, temperature=0.0)).text
+        stopped = await model.complete([{"role": "user", "content": "?"}], max_tokens=4, temperature=0.0, stop=(first,))
+
+    assert (told.stop_reason, told.num_tokens) == (StopReason.OUT_OF_TOKENS, 16)
+    assert (cut_off.stop_reason, cut_off.segments) == (StopReason.OUT_OF_TOKENS, [])
+    assert (stopped.text, stopped.finish_reason) == ("", "stop")
 
 
 async def test_every_token_of_an_interrupted_turn_is_of_the_weights_it_names(

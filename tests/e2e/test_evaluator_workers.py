@@ -10,16 +10,18 @@ import threading
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import uvicorn
-from fastapi import FastAPI
+from fastapi import FastAPI, Request
+from rollout_toys import PASSAGES, retriever_app, reward_app, served
 
 from searcher.clients.evaluator import EvaluatorClient
-from searcher.contracts.question import Question, RolloutRequest
-from searcher.contracts.report import EvaluationRequest, Report
+from searcher.contracts.question import Question, RolloutRequest, SearchMode
+from searcher.contracts.report import BASELINES, POLICY, EvaluationRequest, OpenAIModel, Report, System
 from searcher.contracts.score import Score
-from searcher.contracts.trajectory import RolloutResponse, Segment, Source, StopReason, Trajectory
+from searcher.contracts.trajectory import RolloutResponse, Search, Segment, Source, StopReason, Trajectory
 
 pytestmark = [pytest.mark.e2e, pytest.mark.anyio]
 
@@ -44,10 +46,12 @@ class ToyRollout:
         if ids & self.held and not self.gate.is_set():
             self.arrived.set()
             self.gate.wait(60)
-        return RolloutResponse(groups=tuple((_trajectory(question),) for question in request.questions), weights="w")
+        mode = request.plan.search
+        return RolloutResponse(groups=tuple((_trajectory(one, mode),) for one in request.questions), weights="w")
 
 
-def _trajectory(question: Question) -> Trajectory:
+def _trajectory(question: Question, search: SearchMode) -> Trajectory:
+    searches = (Search(query=question.question, passages=PASSAGES),) if search is SearchMode.ONCE else ()
     text = Segment(source=Source.POLICY, text="Hm.", token_ids=(1,), logprobs=(-0.1,), weight_steps=(0,))
     return Trajectory(
         id=question.id,
@@ -55,7 +59,7 @@ def _trajectory(question: Question) -> Trajectory:
         prompt_text="?",
         prompt_ids=(0,),
         segments=(text,),
-        searches=(),
+        searches=searches,
         stop_reason=StopReason.ANSWERED,
         score=Score(total=1.0, parts={}, answer="yes", em=1.0, cover_em=1.0, f1=1.0, format_ok=True),
     )
@@ -79,18 +83,62 @@ def rollout() -> Iterator[tuple[ToyRollout, str]]:
     thread.join()
 
 
+def _corpora_and_search() -> FastAPI:
+    app = retriever_app()
+
+    @app.get("/v1/corpora")
+    def corpora() -> list[dict[str, str]]:
+        return [{"name": "default", "index": "toy"}]
+
+    return app
+
+
+def _chat(reply: Callable[[str], str]) -> FastAPI:
+    """OpenAI's route on a function of the conversation's last message."""
+    app = FastAPI()
+
+    @app.post("/v1/chat/completions")
+    async def complete(http: Request) -> dict[str, Any]:
+        messages = (await http.json())["messages"]
+        return {"choices": [{"message": {"content": reply(messages[-1]["content"])}, "finish_reason": "stop"}]}
+
+    return app
+
+
+def _asks_once(message: str) -> str:
+    return "So. </think> <answer> yes </answer>" if "begin_of_documents" in message else "<|begin_of_query|> who "
+
+
+@pytest.fixture
+def neighbours() -> Iterator[str]:
+    """Retriever, reward, a model behind an API, and a judge."""
+    with served(
+        retriever=_corpora_and_search(),
+        reward=reward_app(),
+        model=_chat(_asks_once),
+        judge=_chat(lambda message: "True"),
+    ) as url:
+        yield url
+
+
 @pytest.fixture
 def port() -> int:
     return _free_port()
 
 
 @pytest.fixture
-def start(redis_url: str, rollout: tuple[ToyRollout, str], port: int, tmp_path: Path) -> Iterator[Start]:
+def start(
+    redis_url: str, rollout: tuple[ToyRollout, str], neighbours: str, port: int, tmp_path: Path
+) -> Iterator[Start]:
     """Start a Python process with the evaluator's environment; it is killed at the end."""
     started: list[subprocess.Popen[bytes]] = []
     env = os.environ | {
         "SEARCHER_REDIS_URL": redis_url,
         "EVALUATOR_ROLLOUT_URL": rollout[1],
+        "EVALUATOR_RETRIEVER_URL": f"{neighbours}/retriever",
+        "EVALUATOR_REWARD_URL": f"{neighbours}/reward",
+        "EVALUATOR_MODEL_URLS": f"http://elsewhere/v1, {neighbours}/model/v1",
+        "EVALUATOR_JUDGE_URL": f"{neighbours}/judge/v1",
         "EVALUATOR_PORT": str(port),
         "EVALUATOR_DATA_DIR": str(tmp_path),
         "EVALUATOR_CHUNK_SIZE": "4",
@@ -156,6 +204,35 @@ async def test_a_worker_killed_in_the_middle_loses_nothing(
     assert_every_answer_counts_once(report)
     assert (status.done, status.total) == (len(QUESTIONS), len(QUESTIONS))
     assert toy.asked["q5"] == 2  # by the dead worker, and by its successor
+
+
+async def test_policy_baselines_and_a_model_behind_an_api_meet_in_one_judged_report(
+    client: EvaluatorClient, start: Start, neighbours: str
+) -> None:
+    """Every setting comes from the environment, every service answers over a socket."""
+    model = OpenAIModel(base_url=f"{neighbours}/model/v1", model="toy")
+    asked = EvaluationRequest(
+        id="systems",
+        questions=QUESTIONS[:6],
+        systems=(POLICY, *BASELINES, System(name="toy", model=model)),
+        judge=True,
+    )
+    start(*WORKER)
+
+    report = await client.run(asked)
+
+    assert [one.system.name for one in report.systems] == ["policy", "no search", "one search", "toy"]
+    assert Counter(row.system for row in report.questions) == dict.fromkeys(
+        ("policy", "no search", "one search", "toy"), 6
+    )
+    assert {row.num_searches for row in report.questions if row.system == "toy"} == {1}
+    assert {one.system.name: one.overall.judge for one in report.systems} == {
+        "policy": 1.0,
+        "no search": 1.0,
+        "one search": 1.0,
+        "toy": 0.0,  # the reward stand-in finds no answer in what it wrote
+    }
+    assert (report.weights, report.corpora, report.missing) == ("w", {"default": "toy"}, ())
 
 
 async def test_a_task_that_celery_lost_is_sent_again(client: EvaluatorClient, start: Start) -> None:
