@@ -168,10 +168,16 @@ async def resolved(host: str, port: int) -> list[str]:
 class GuardedBackend(httpcore.AsyncNetworkBackend):
     """Connects to public addresses on the web's ports only. `allowed` are exceptions, as (address, port)."""
 
-    def __init__(self, *, allowed: Iterable[tuple[str, int]] = (), resolve: Resolve = resolved) -> None:
+    def __init__(
+        self,
+        *,
+        allowed: Iterable[tuple[str, int]] = (),
+        resolve: Resolve = resolved,
+        network: httpcore.AsyncNetworkBackend | None = None,
+    ) -> None:
         self._allowed = frozenset((ip_address(address), port) for address, port in allowed)
         self._resolve = resolve
-        self._network = httpcore.AnyIOBackend()
+        self._network = network or httpcore.AnyIOBackend()
 
     async def connect_tcp(
         self,

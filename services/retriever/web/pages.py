@@ -129,7 +129,7 @@ class PageReader:
         if not kind.lower().lstrip().startswith(_KINDS):
             raise _Unreadable(NoText.CONTENT_TYPE, kind)
         text = await self._main_text(response.content, kind)
-        if "wikipedia.org" in (urlsplit(url).hostname or ""):
+        if _is_wikipedia(url):
             text = _WIKIPEDIA_END.split(text, maxsplit=1)[0].rstrip()
         if not text:
             raise _Unreadable(NoText.NO_TEXT, "no main text found")
@@ -143,6 +143,11 @@ class PageReader:
                 return await asyncio.wait_for(work, _EXTRACT_SECONDS)
             except TimeoutError as error:
                 raise _Unreadable(NoText.NO_TEXT, f"no main text within {_EXTRACT_SECONDS:g} s") from error
+
+
+def _is_wikipedia(url: str) -> bool:
+    host = (urlsplit(url).hostname or "").rstrip(".")
+    return host == "wikipedia.org" or host.endswith(".wikipedia.org")
 
 
 def main_text(content: bytes, kind: str) -> str:

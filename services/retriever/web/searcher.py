@@ -80,7 +80,7 @@ class WebSearcher:
             async with asyncio.timeout(deadline_seconds):
                 return await asyncio.gather(*tasks)
         except TimeoutError as error:
-            done = sum(task.done() for task in tasks)
+            done = sum(task.done() and not task.cancelled() for task in tasks)
             raise UpstreamUnavailable(
                 f"{done} of {len(tasks)} queries were answered from the web within {deadline_seconds:g} s; ask fewer "
                 "at once, or raise RETRIEVER_WEB_REQUESTS_PER_SECOND if your plan allows"
@@ -158,7 +158,8 @@ def _cut(text: str, max_characters: int) -> str:
     """Between two words, unless one word is all there is."""
     if len(text) <= max_characters:
         return text
-    start = text[:max_characters]
-    if not text[max_characters].isspace() and len(words := start.rsplit(maxsplit=1)) == 2:
+    start, following = text[:max_characters], text[max_characters]
+    ends_within_a_word = not start[-1].isspace() and not following.isspace()
+    if ends_within_a_word and len(words := start.rsplit(maxsplit=1)) == 2:
         start = words[0]
     return start.rstrip()
