@@ -26,7 +26,7 @@ from services.evaluator.archive import Archive
 from services.evaluator.assembly import assemble
 from services.evaluator.benchmarks import BenchmarkFacts, available
 from services.evaluator.dispatch import create_celery, dispatch
-from services.evaluator.intake import Intake
+from services.evaluator.intake import Intake, uploaded
 from services.evaluator.jobs import Jobs, digest
 from services.evaluator.metrics import FINISHED, IDLE_SECONDS, OPEN
 from services.evaluator.report import render, render_markdown
@@ -37,6 +37,7 @@ log = structlog.get_logger()
 EvaluationId = Annotated[Name, Path(alias="id")]
 ASK_SECONDS = 2.0
 """For what the retriever and the reward service tell about themselves; a request does not wait for them for longer."""
+UPLOAD = {"requestBody": {"required": True, "content": {"application/octet-stream": {"schema": {"type": "string"}}}}}
 PAGE_HEADERS = {"Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; img-src data:"}
 
 
@@ -107,6 +108,12 @@ def create_app(settings: EvaluatorSettings) -> FastAPI:
             raise Conflict(f"id: evaluation {request.id!r} exists with other content; choose another id")
         return await status(request.id)
 
+    @app.post("/v1/evaluations/upload", tags=["evaluations"], openapi_extra=UPLOAD)
+    async def upload(http: Request, request: Annotated[str, Query(max_length=65_536)]) -> EvaluationStatus:
+        """The same for a question file as people have it (JSONL, JSON, CSV, TSV; plain or gzipped), sent as the body.
+        `request` is the rest, as JSON."""
+        return await submit(await asyncio.to_thread(uploaded, request, await http.body()))
+
     @app.get("/v1/evaluations", tags=["evaluations"])
     async def newest(limit: Annotated[int, Query(ge=1, le=1_000)] = 100) -> list[EvaluationStatus]:
         """The newest evaluations that Redis remembers, newest first."""
@@ -150,16 +157,15 @@ def create_app(settings: EvaluatorSettings) -> FastAPI:
     )
     async def report(evaluation_id: EvaluationId, format: Literal["json", "md", "html"] = "json") -> Response:
         """The report of an evaluation that is done; 409 before that."""
-        text = archive.report(evaluation_id)
+        text, page = archive.report(evaluation_id), archive.page(evaluation_id)
         if text is None or await is_taken_up(evaluation_id):
             _refuse_unfinished(await jobs().status(evaluation_id))
-            text = (await keep_report(evaluator(), evaluation_id)).model_dump_json()
+            text, page = (await keep_report(evaluator(), evaluation_id)).model_dump_json(), None
         if format == "json":
             return Response(text, media_type="application/json")
         if format == "md":
             markdown = await asyncio.to_thread(render_markdown, Report.model_validate_json(text))
             return Response(markdown, media_type="text/markdown; charset=utf-8")
-        page = archive.page(evaluation_id)
         if page is None:
             page = await asyncio.to_thread(keep_page, archive, Report.model_validate_json(text))
         return HTMLResponse(page, headers=PAGE_HEADERS)

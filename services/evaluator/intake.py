@@ -5,12 +5,15 @@ sets and the corpora are asked. One that does not answer stops nobody: the worke
 """
 
 import asyncio
+import json
 import random
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import structlog
+from pydantic import ValidationError
 
 from searcher.clients.retriever import RetrieverClient
 from searcher.clients.reward import RewardClient
@@ -19,6 +22,8 @@ from searcher.contracts.question import Question
 from searcher.contracts.report import EvaluationRequest, Sample
 from searcher.contracts.score import RuleSet
 from searcher.qa.prompt import template_named
+from searcher.questions import load_questions
+from searcher.recipes import explain
 from services.evaluator.benchmarks import load_benchmark
 from services.evaluator.jobs import searched_corpora
 from services.evaluator.settings import EvaluatorSettings
@@ -91,6 +96,24 @@ class Intake:
                 f"sample: {count} answers are asked for, and {limit} are allowed (EVALUATOR_MAX_ANSWERS); "
                 "take a sample, or fewer systems"
             )
+
+
+def uploaded(request: str, file: bytes) -> EvaluationRequest:
+    """A request as JSON and its question file. Raises InvalidInput that names the field, or the file's line."""
+    with tempfile.NamedTemporaryFile() as copy:
+        copy.write(file)
+        copy.flush()
+        try:
+            questions = load_questions(Path(copy.name))
+        except InvalidInput as error:
+            raise InvalidInput(error.detail.replace(copy.name, "body")) from None
+    try:
+        fields = json.loads(request)
+        return EvaluationRequest.model_validate({**fields, "questions": questions})
+    except ValidationError as error:
+        raise InvalidInput(f"request: {explain(error)}") from None
+    except (ValueError, TypeError):
+        raise InvalidInput(f"request: wanted a JSON object, got {request:.80}") from None
 
 
 def chosen(request: EvaluationRequest, folder: Path) -> dict[str, tuple[Question, ...]]:

@@ -1,9 +1,12 @@
 """The real client against the real app; Celery's part is played by the test, rollout's by a toy."""
 
 import asyncio
+import gzip
+import json
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 from fastapi import FastAPI
 from fastapi.responses import JSONResponse
@@ -358,6 +361,41 @@ async def test_what_cannot_be_evaluated_is_refused_at_once(
 ) -> None:
     with pytest.raises(InvalidInput, match=complaint):
         await client.submit(REQUEST.model_copy(update=change))
+
+
+async def uploaded(client: EvaluatorClient, file: bytes, **request: object) -> httpx.Response:
+    query = {"request": json.dumps({"id": "file", **request})}
+    return await client._http.post("/v1/evaluations/upload", params=query, content=file)
+
+
+async def test_a_question_file_is_uploaded_as_it_is(client: EvaluatorClient) -> None:
+    file = b'\xef\xbb\xbf{"question": "Who?", "golden_answers": ["Ada"]}\n{"question": "Where?", "answer": true}\n'
+
+    response = await uploaded(
+        client, gzip.compress(file), systems=[{"name": "policy"}, {"name": "b", "search": "once"}]
+    )
+
+    assert response.status_code == 200
+    assert EvaluationStatus.model_validate(response.json()).total == 4
+
+
+@pytest.mark.parametrize(
+    ("file", "request_fields", "complaint"),
+    [
+        (b"", {}, "body: is empty"),
+        (b'{"question": "Who?", "answer": "a"}\n{"question": "", "answer": "a"}\n', {}, "body:2: question: is blank"),
+        (b'{"question": "Who?", "answer": {}}\n', {}, "body:1: answer: "),
+        ('{"question": "Wo?", "answer": "K\u00f6ln"}'.encode("latin-1"), {}, "body"),
+        (b'{"question": "Who?", "answer": "a"}\n', {"jugde": True}, "jugde"),
+    ],
+)
+async def test_a_bad_upload_is_refused_with_the_line_and_the_field(
+    client: EvaluatorClient, file: bytes, request_fields: dict[str, object], complaint: str
+) -> None:
+    response = await uploaded(client, file, **request_fields)
+
+    assert response.status_code == 422
+    assert complaint in response.json()["detail"]
 
 
 async def test_nobody_is_judged_where_there_is_no_judge(settings: EvaluatorSettings) -> None:
