@@ -105,6 +105,8 @@ class Processes:
             "EVALUATOR_MAX_CRASHES": "100000",  # here it is never the chunk's fault
         }
         self.running: dict[str, subprocess.Popen[bytes]] = {}
+        self.num_ended = 0
+        """Processes that ended without being told to."""
         self.workers = [f"worker-{number}" for number in range(num_workers)]
         self.errors = (folder / "stderr.log").open("wb")
         for name in ("redis", "api", *self.workers):
@@ -133,6 +135,13 @@ class Processes:
         self.kill(name)
         self.start(name)
 
+    def revive(self) -> None:
+        """What a supervisor does for processes that end by themselves."""
+        for name, process in self.running.items():
+            if process.poll() is not None:
+                self.num_ended += 1
+                self.start(name)
+
     def signal(self, name: str, number: signal.Signals) -> None:
         self.running[name].send_signal(number)
 
@@ -158,6 +167,7 @@ async def disturb(processes: Processes, stand_in: StandIn, chance: random.Random
 
     while stand_in.kills < stand_in.num_kills:
         await asyncio.sleep(chance.uniform(0.3, 1.6))
+        processes.revive()
         (kind,) = chance.choices(list(KINDS), weights=list(KINDS.values()))
         worker, for_seconds = chance.choice(processes.workers), chance.uniform(0.2, 3 * LEASE_SECONDS)
         if kind.startswith("Redis"):
@@ -186,13 +196,16 @@ async def run(processes: Processes, stand_in: StandIn, request: EvaluationReques
         await client.submit(request)
         done = await disturb(processes, stand_in, random.Random(seed))
         disturbed_seconds = time.perf_counter() - started
-        status = await finished(client, request.id)
+        status = await finished(client, processes, request.id)
         found = await client.report(request.id)
-    verdict(stand_in, request, found, status, done, disturbed_seconds, time.perf_counter() - started, seed)
+    seconds = time.perf_counter() - started
+    measured = Measured(done, processes.num_ended, disturbed_seconds, seconds)
+    verdict(stand_in, request, found, status, measured, seed)
 
 
-async def finished(client: EvaluatorClient, evaluation_id: str) -> EvaluationStatus:
+async def finished(client: EvaluatorClient, processes: Processes, evaluation_id: str) -> EvaluationStatus:
     while True:
+        processes.revive()
         try:
             status = await client.status(evaluation_id)
         except SearcherError:  # the API, or Redis, is on its way up
@@ -205,14 +218,20 @@ async def finished(client: EvaluatorClient, evaluation_id: str) -> EvaluationSta
         await asyncio.sleep(0.2)
 
 
+@dataclass(frozen=True)
+class Measured:
+    kinds: Counter[str]
+    num_ended: int
+    seconds_under_fire: float
+    seconds: float
+
+
 def verdict(
     stand_in: StandIn,
     request: EvaluationRequest,
     found: Report,
     status: EvaluationStatus,
-    done: Counter[str],
-    disturbed_seconds: float,
-    seconds: float,
+    measured: Measured,
     seed: int,
 ) -> None:
     asked, rows = [question.id for question in request.questions], Counter(row.id for row in found.questions)
@@ -223,7 +242,7 @@ def verdict(
     table(
         [
             ("what happened", "times"),
-            *((kind, done[kind]) for kind in KINDS),
+            *((kind, measured.kinds[kind]) for kind in KINDS),
             ("", ""),
             ("questions asked for", len(asked)),
             ("answered exactly once in the report", once),
@@ -231,8 +250,9 @@ def verdict(
             ("more than once", sum(count > 1 for count in rows.values())),
             ("counted by the running figures", status.done),
             ("asked of rollout once more than needed", again),
-            ("seconds under fire", disturbed_seconds),
-            ("seconds in all", seconds),
+            ("processes that ended without being killed", measured.num_ended),
+            ("seconds under fire", measured.seconds_under_fire),
+            ("seconds in all", measured.seconds),
         ]
     )
     print()
@@ -243,13 +263,14 @@ def verdict(
         "evaluator_kills",
         ratio=once / len(asked) if exact else 0.0,
         goal=GOAL,
-        kills=sum(done.values()),
-        by_kind=dict(done),
+        kills=sum(measured.kinds.values()),
+        by_kind=dict(measured.kinds),
+        ended_by_themselves=measured.num_ended,
         questions=len(asked),
         answered_once=once,
         counted=status.done,
         asked_again=again,
-        seconds=round(seconds, 1),
+        seconds=round(measured.seconds, 1),
         seed=seed,
     )
     if once != len(asked) or not exact:
