@@ -7,6 +7,8 @@ from typing import Annotated
 import typer
 
 from searcher.cli.data_commands import check, overlap, select
+from searcher.cli.eval_commands import eval_app
+from searcher.cli.index_commands import build_index, split_kilt
 
 app = typer.Typer(
     name="searcher",
@@ -18,6 +20,7 @@ app = typer.Typer(
 )
 index_app = typer.Typer(help="Build what the retriever searches in.", no_args_is_help=True)
 data_app = typer.Typer(help="Look at question and passage files; select what to train on.", no_args_is_help=True)
+app.add_typer(eval_app, name="eval")
 app.add_typer(index_app, name="index")
 app.add_typer(data_app, name="data")
 
@@ -120,30 +123,6 @@ def train(
     )
 
 
-@app.command(name="eval")
-def evaluate(
-    questions: Annotated[Path, typer.Argument(help="JSONL with question and answer or answers.")],
-    corpus: Corpus = "default",
-    n: Annotated[int | None, typer.Option("--n", help="Ask the first N questions only.", min=1)] = None,
-    temperature: Annotated[float, typer.Option(help="0 is greedy.", min=0.0, max=2.0)] = 0.0,
-    out: Annotated[Path | None, typer.Option(help="Directory of report.json and report.html.")] = None,
-    recipe: PlanOf = None,
-    state_dir: StateDir = None,
-) -> None:
-    """Measure the engines' weights on a benchmark: EM, cover-EM, F1, searches, evidence."""
-    from searcher.cli import evaluate as evaluation
-
-    evaluation.evaluate(
-        questions,
-        corpus=corpus,
-        limit=n,
-        temperature=temperature,
-        out=out,
-        recipe_name=recipe,
-        state_dir=state_dir,
-    )
-
-
 @app.command()
 def ask(
     question: Annotated[str, typer.Argument(show_default=False)],
@@ -165,17 +144,8 @@ def doctor(state_dir: StateDir = None, port_offset: PortOffset = None) -> None:
     checks.doctor(state_dir, port_offset or 0)
 
 
-@index_app.command("build")
-def build_index(
-    corpus: Annotated[Path, typer.Argument(help="JSONL with id, title and text, plain or gzipped, or TSV.")],
-    out: Annotated[Path, typer.Option(help="Directory of the index.")],
-    kind: Annotated[str, typer.Option(help="bm25 (words) or flat (dense, exact).")] = "bm25",
-    encoder: Annotated[str | None, typer.Option(help="For flat: an encoder the retriever knows, e.g. minilm.")] = None,
-) -> None:
-    """Passages -> an index directory."""
-    from searcher.cli import index
-
-    index.build(corpus, out, kind=kind, encoder=encoder)
+index_app.command("build")(build_index)
+data_app.command("split-kilt")(split_kilt)
 
 
 data_app.command("check")(check)

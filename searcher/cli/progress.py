@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
@@ -21,7 +21,7 @@ from searcher.clients.evaluator import EvaluatorClient
 from searcher.clients.trainer import TrainerClient
 from searcher.contracts.errors import Unavailable
 from searcher.contracts.recipe import Recipe
-from searcher.contracts.report import EvaluationRequest, EvaluationStatus, Report
+from searcher.contracts.report import EvaluationRequest, EvaluationStatus, Metrics, Report
 from searcher.contracts.run import RunState, RunStatus
 
 T = TypeVar("T")
@@ -67,18 +67,31 @@ def program_table(rows: Sequence[ProgramStatus]) -> Table:
 
 
 async def track_evaluation(console: Console, evaluator: EvaluatorClient, request: EvaluationRequest) -> Report:
-    """Submit, draw a bar until it is done, return the report."""
+    """Submit, draw a bar and the figures so far until it is done, return the report."""
     progress = Progress(
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=console
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[left]}"),
+        console=console,
     )
     with progress:
-        task = progress.add_task(request.title or request.id, total=len(request.questions))
+        name = request.title or request.id
+        task = progress.add_task(name, total=None, left="")
 
         def show(status: EvaluationStatus) -> None:
-            f1 = f"  F1 {status.partial.f1:.3f}" if status.partial else ""
-            progress.update(task, completed=status.done, description=f"{request.title or request.id}{f1}")
+            left = "" if status.eta_seconds is None else f"{duration(status.eta_seconds)} left"
+            description = f"{name}{so_far(status.partial)}"
+            progress.update(task, completed=status.done, total=status.total, description=description, left=left)
 
         return await evaluator.run(request, on_progress=show)
+
+
+def so_far(partial: Metrics | None) -> str:
+    if partial is None:
+        return ""
+    judge = "" if partial.judge is None else f", judge {partial.judge:.3f}"
+    return f"  EM {partial.em:.3f}, F1 {partial.f1:.3f}{judge}, {partial.searches_mean:.2f} searches"
 
 
 async def track_run(console: Console, trainer: TrainerClient, run_id: str, recipe: Recipe) -> RunStatus:

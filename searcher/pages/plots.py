@@ -129,7 +129,7 @@ def dots(
         for _, y, (low, high) in drawn:
             axes.plot([low, high], [y, y], color=one.colour, linewidth=1.6, alpha=0.55, solid_capstyle="butt")
         x, y = [value for value, _, _ in drawn], [y for _, y, _ in drawn]
-        axes.plot(x, y, "o", color=one.colour, markersize=4.5, label=one.label)
+        axes.plot(x, y, "o", color=one.colour, markersize=4.5, label=_shortened(one.label))
     for border in range(1, len(rows)):
         axes.axhline(border - 0.5, color=Colour.LINE, linewidth=0.8)
     low, high = x_range
@@ -140,10 +140,16 @@ def dots(
     axes.tick_params(axis="y", labelcolor=Colour.INK)
     axes.set_xlabel(x_label, color=Colour.MUTED)
     if len(series) > 1:
+        num_characters = sum(len(_shortened(one.label)) for one in series)
         figure.legend(
-            loc="outside upper left", ncols=4, frameon=False, labelcolor=Colour.INK, fontsize=8.5, handletextpad=0.2,
+            loc="outside upper left",
+            ncols=4 if num_characters <= 40 else 2,
+            frameon=False,
+            labelcolor=Colour.INK,
+            fontsize=8.5,
+            handletextpad=0.2,
             columnspacing=1.2,
-        )  # fmt: skip
+        )
     return _svg(figure, describe)
 
 

@@ -14,6 +14,8 @@ from searcher.qa.markup import Kind, pieces
 from services.evaluator.evidence import stands_in
 
 EXAMPLES_PER_KIND = 3
+PUBLISHED_SHOWN = 6
+"""The best; the others are folded away."""
 MOST_SEARCHES_DRAWN = 12
 
 
@@ -94,6 +96,7 @@ def render(report: Report) -> str:
         p_value=p_value,
         comparable=[row for row in report.published if row.comparable],
         not_comparable=[row for row in report.published if not row.comparable],
+        published_shown=PUBLISHED_SHOWN,
         published_figures=_published_figures(report.published),
         outcomes=found_and_right(report),
         examples=examples([row for row in report.questions if row.system == shown.system.name]),
