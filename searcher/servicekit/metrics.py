@@ -24,6 +24,8 @@ class MetricsMiddleware:
 
     def __init__(self, app: ASGIApp, *, service: str) -> None:
         self.app, self.service = app, service
+        self._in_flight = IN_FLIGHT.labels(service)
+        self._children: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -37,10 +39,20 @@ class MetricsMiddleware:
                 code = message["status"]
             await send(message)
 
-        with IN_FLIGHT.labels(self.service).track_inprogress():
+        with self._in_flight.track_inprogress():
             try:
                 await self.app(scope, receive, observe)
             finally:
                 route = getattr(scope.get("route"), "path", "unmatched")
-                REQUESTS.labels(self.service, scope["method"], route, code).inc()
-                SECONDS.labels(self.service, scope["method"], route).observe(time.perf_counter() - started)
+                self._observe(scope["method"], route, code, time.perf_counter() - started)
+
+    def _observe(self, method: str, route: str, code: int, seconds: float) -> None:
+        counted = self._children.get((method, route, code))
+        if counted is None:
+            counted = (
+                REQUESTS.labels(self.service, method, route, code),
+                SECONDS.labels(self.service, method, route),
+            )
+            self._children[method, route, code] = counted
+        counted[0].inc()
+        counted[1].observe(seconds)

@@ -65,9 +65,10 @@ def add_post(
 
     documented.__annotations__["body"] = body
     app.post(path, response_model=response, summary=summary, name=path, **documentation)(documented)
-    route = app.router.routes[-1]
+    route = app.router.routes.pop()
     assert isinstance(route, APIRoute)
     route.app = _Endpoint(answer)
+    app.router.routes.insert(0, route)  # routes are tried one by one
 
 
 class _Endpoint:
