@@ -13,4 +13,4 @@ if __name__ == "__main__":
         app = create_app(settings)
     except InvalidInput as error:
         sys.exit(f"reward: {error}")
-    serve(app, settings)
+    serve(app, settings, native_loop=True)

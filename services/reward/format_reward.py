@@ -40,6 +40,8 @@ def bonus(points: float, *, unless: frozenset[str] | None = None) -> Points:
 # Ours: think, query | documents | think, query | documents | think </think> <answer> … </answer>, and nothing else
 
 _FAKE_PROMPT = re.compile(r"^[ \t]*(?:User|Assistant):|<\|im_start\|>|<\|start_header_id\|>", re.MULTILINE)
+_MARKS_OF_A_PROMPT = ("User:", "Assistant:", "<|im_start|>", "<|start_header_id|>")
+"""One of them is in all that the expression finds; they are quicker to look for."""
 
 
 def _asks_only_where_documents_follow(response: Response) -> bool:
@@ -80,7 +82,8 @@ def _answered_briefly(response: Response) -> bool:
 
 
 def _spoke_for_itself_only(response: Response) -> bool:
-    return _FAKE_PROMPT.search(response.own_text) is None
+    text = response.own_text
+    return not any(mark in text for mark in _MARKS_OF_A_PROMPT) or _FAKE_PROMPT.search(text) is None
 
 
 OWN_TEXT_CHECKS = (
@@ -143,7 +146,8 @@ def _answer_of_ten_words(response: Response) -> bool:
 
 
 def _no_chinese(response: Response) -> bool:
-    return _CHINESE.search(without_document_blocks(response.solution)) is None
+    solution = response.solution
+    return solution.isascii() or _CHINESE.search(without_document_blocks(solution)) is None
 
 
 def without_document_blocks(text: str) -> str:

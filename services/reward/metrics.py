@@ -50,8 +50,9 @@ REFUSED_DROPIN = Counter(
 
 def observe(rules: str, scores: Sequence[Score]) -> None:
     SCORES.labels(rules).inc(len(scores))
+    points = POINTS.labels(rules)
     for score in scores:
-        POINTS.labels(rules).observe(score.total)
+        points.observe(score.total)
         if score.answer is None:
             UNANSWERED.labels(rules).inc()
         for check in score.format_errors:

@@ -11,7 +11,6 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import groupby
 
 from searcher.contracts.score import ScoreItem, Verdict
 from searcher.qa.answer import extract_answer, f1
@@ -34,14 +33,17 @@ class Response:
     @cached_property
     def turns(self) -> tuple[str, ...]:
         """What the policy wrote before, between and after documents. The last turn is "" if it wrote nothing more."""
-        turns = [""]
-        for source, segments in groupby(self.item.segments, key=lambda segment: segment.source):
-            if source == "policy":
-                turns[-1] = "".join(segment.text for segment in segments)
-            else:
-                turns.append("")
-        turns[-1] = _without_end_markers(turns[-1])
-        return tuple(turns)
+        turns: list[str] = []
+        written: list[str] = []
+        was_given = False
+        for segment in self.item.segments:
+            if segment.source == "policy":
+                written.append(segment.text)
+            elif not was_given:
+                turns.append("".join(written))
+                written = []
+            was_given = segment.source != "policy"
+        return (*turns, _without_end_markers("".join(written)))
 
     @cached_property
     def own_text(self) -> str:
@@ -74,9 +76,13 @@ class Response:
     def published_answer(self) -> str | None:
         """As the published servers take it from the solution: unlike `answer`, with both tags in any order, closed or
         not; None where either is missing."""
-        if ANSWER_OPEN not in self.solution or ANSWER_CLOSE not in self.solution:
+        solution = self.solution
+        opened = solution.rfind(ANSWER_OPEN)
+        if opened < 0 or ANSWER_CLOSE not in solution:
             return None
-        return self.solution.rpartition(ANSWER_OPEN)[2].partition(ANSWER_CLOSE)[0].strip()
+        start = opened + len(ANSWER_OPEN)
+        closed = solution.find(ANSWER_CLOSE, start)
+        return solution[start : closed if closed >= 0 else None].strip()
 
     @cached_property
     def published_tags(self) -> Counter[str]:
@@ -119,6 +125,6 @@ def _canonical(text: str) -> str:
 
 def _without_end_markers(text: str) -> str:
     end = len(text)
-    while marker := next((marker for marker in END_MARKERS if text.endswith(marker, 0, end)), None):
-        end -= len(marker)
+    while text.endswith(END_MARKERS, 0, end):
+        end -= next(len(marker) for marker in END_MARKERS if text.endswith(marker, 0, end))
     return text[:end]
