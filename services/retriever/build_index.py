@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, cast
 
 import numpy as np
 
@@ -30,8 +30,16 @@ from services.retriever.corpus import OFFSETS_FILE, PassageStore, Progress, file
 from services.retriever.embeddings import EmbeddingCache
 from services.retriever.encoder import Encoder, Vectors, open_encoder, read_card
 from services.retriever.export_encoder import EncoderChoice, encoder_folder
-from services.retriever.index import BM25_FOLDER, CODES_FILE, VECTORS_FILE, open_nearest, write_bm25, write_vectors
-from services.retriever.kinds import VectorKind, choose_kind, factory_of, num_lists, this_machine
+from services.retriever.index import (
+    BM25_FOLDER,
+    CODES_FOLDER,
+    HALF_VECTORS_FILE,
+    VECTORS_FILE,
+    open_nearest,
+    write_bm25,
+    write_vectors,
+)
+from services.retriever.kinds import VectorKind, choose_kind, factory_of, num_lists, shard_rows_of, this_machine
 from services.retriever.manifest import (
     MANIFEST_FILE,
     Bm25Facts,
@@ -52,7 +60,7 @@ from services.retriever.manifest import (
     read_manifest,
     verify,
 )
-from services.retriever.nearest import Quantised, half_vectors, train_codes, write_codes, write_half_vectors
+from services.retriever.nearest import Matrix, Quantised, half_vectors, train_codes, write_codes, write_half_vectors
 from services.retriever.opening import ENCODER_FOLDER, RERANKER_FOLDER, open_index, reranked
 from services.retriever.recall import Trial, read_questions, sample_queries, tuned
 from services.retriever.rerank import read_reranker_card
@@ -269,9 +277,11 @@ class _Build:
         with EmbeddingCache(self.options.embeddings or self.out.parent / ".embeddings", card) as cache:
             vectors = (cache.encode(block, encoder) for block in _blocks(passages))
             blocks = _reporting("encoding", vectors, num_passages, self.on_progress)
+            vectors_ND: Matrix
             if kind == "fp16":
                 path = self._once(
-                    CODES_FILE, lambda into: write_half_vectors(blocks, into, num_rows=num_passages, dim=card.dim)
+                    HALF_VECTORS_FILE,
+                    lambda into: write_half_vectors(blocks, into, num_rows=num_passages, dim=card.dim),
                 )
                 vectors_ND = half_vectors(path, dim=card.dim)
             else:
@@ -301,14 +311,13 @@ class _Build:
             choice = choose_kind(num_passages, dim, this_machine())
             self.say(f"kind {choice.kind}: {choice.reason}")
             self._decide("kind", choice.kind)
-        chosen: VectorKind = self._decided()["kind"] if kind == "auto" else kind
-        return chosen
+        return cast(VectorKind, self._decided()["kind"] if kind == "auto" else kind)
 
     def _write_codes(
         self,
         kind: Literal["pqfs", "rabitq", "ivf"],
         card: EncoderCard,
-        vectors_ND: Vectors,
+        vectors_ND: Matrix,
         trial: Trial,
         num_threads: int,
     ) -> QuantisedFacts:
@@ -318,12 +327,16 @@ class _Build:
 
         def write(into: Path) -> None:
             self.on_progress("training codes", 0, 1)
-            codes = train_codes(factory, _training_sample(vectors_ND, lists))
+            codes = train_codes(factory, training_sample(vectors_ND, lists))
             self.on_progress("training codes", 1, 1)
-            blocks = (vectors_ND[start : start + BLOCK_PASSAGES] for start in range(0, num_passages, BLOCK_PASSAGES))
-            write_codes(codes, _reporting("writing codes", blocks, num_passages, self.on_progress), into)
+            starts = range(0, num_passages, BLOCK_PASSAGES)
+            blocks: Iterator[Vectors] = (
+                np.asarray(vectors_ND[start : start + BLOCK_PASSAGES], dtype=np.float32) for start in starts
+            )
+            blocks = _reporting("writing codes", blocks, num_passages, self.on_progress)
+            write_codes(codes, blocks, into, shard_rows=shard_rows_of(kind, num_passages))
 
-        path = self._once(CODES_FILE, write)
+        path = self._once(CODES_FOLDER, write)
         index = Quantised(path, vectors_ND, candidates=1, num_probes=None, num_threads=num_threads)
         settings = tuned(index, trial, wanted=self.options.recall, num_lists=lists)
         return QuantisedFacts(
@@ -358,7 +371,8 @@ def _reporting(stage: str, blocks: Iterator[Block], total: int, on_progress: Pro
         on_progress(stage, done, total)
 
 
-def _training_sample(vectors_ND: Vectors, num_lists: int | None) -> Vectors:
+def training_sample(vectors_ND: Matrix, num_lists: int | None) -> Vectors:
+    """Rows from all over the corpus, the same at every build."""
     wanted = max(_TRAINING_ROWS, _TRAINING_ROWS_PER_LIST * (num_lists or 0))
     rows = np.random.default_rng(0).choice(len(vectors_ND), size=min(wanted, len(vectors_ND)), replace=False)
     return np.asarray(vectors_ND[np.sort(rows)], dtype=np.float32)

@@ -141,7 +141,7 @@ def _parse_json(line: str) -> Fields:
     else:
         raise _NotAPassage(f'needs "id" and "text" (and "title"), or "id" and "contents"; has {sorted(row)}')
     url = row.get("url") or ""
-    if not all(isinstance(value, str) for value in (passage_id, title, text, url)):
+    if not (isinstance(passage_id, str) and isinstance(title, str) and isinstance(text, str) and isinstance(url, str)):
         raise _NotAPassage('"id", "title", "text" and "url" must be strings')
     return passage_id, title, text, url
 

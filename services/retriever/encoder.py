@@ -192,7 +192,7 @@ def pool(hidden_BTD: Vectors, mask_BT: NDArray[np.bool_], pooling: Pooling) -> V
         return hidden_BTD[:, 0]
     num_tokens_B = mask_BT.sum(axis=1).clip(min=1)
     if pooling is Pooling.LAST:
-        return hidden_BTD[np.arange(len(hidden_BTD)), num_tokens_B - 1]
+        return np.asarray(hidden_BTD[np.arange(len(hidden_BTD)), num_tokens_B - 1], dtype=np.float32)
     sums_BD = np.einsum("btd,bt->bd", hidden_BTD, mask_BT.astype(np.float32))
     return np.asarray(sums_BD / num_tokens_B[:, None], dtype=np.float32)
 

@@ -1,8 +1,8 @@
 """Exact search on GPUs, with faiss' build for them (the extra `retriever-gpu`).
 
-faiss' own way from a CPU index to a GPU holds the matrix up to four times. Here an empty GPU index reserves its room
-once and is filled from the memory-mapped matrix, page by page, so it is held once; with several GPUs, each gets a share
-of the rows.
+faiss' own way from a CPU index to 16 bits on a GPU holds the matrix up to four times. Here an empty GPU index reserves
+its room once and is filled from the memory-mapped matrix, page by page, so it is held once; with several GPUs, each
+gets a share of the rows.
 """
 
 # Q = queries, K = results per query, N = passages, D = dimensions
@@ -17,7 +17,8 @@ from services.retriever.encoder import Vectors
 from services.retriever.nearest import Matrix, Rows, Scores, best_of
 
 FAISS_PACKAGES = ("faiss-cpu", "faiss-gpu", "faiss-gpu-cuvs", "faiss-gpu-cu12", "faiss-gpu-cu11")
-_PAGE_BYTES = 256 * 1024 * 1024
+_CONVERTED_BYTES = 4 * 1024**3
+"""Of host memory, for vectors that are converted on their way to a GPU."""
 _SCRATCH_BYTES = 512 * 1024 * 1024
 
 
@@ -46,42 +47,44 @@ def num_gpus() -> int:
 
 
 class GpuFlat:
-    """One thread only: a GPU index is not safe to share, even for reading."""
+    """Exact up to the rounding to 16 bits. One thread only: a GPU index is not safe to share, even for reading."""
 
     def __init__(self, vectors_ND: Matrix, *, num_gpus: int) -> None:
         shares = np.linspace(0, len(vectors_ND), num_gpus + 1).astype(int).tolist()
         self._num_vectors = len(vectors_ND)
-        self._shards = [
-            (start, _filled(vectors_ND[start:stop], device))
-            for device, (start, stop) in enumerate(pairwise(shares))
-            if stop > start
+        self._parts = [
+            (start, filled(vectors_ND[start:stop], device))
+            for device, share in enumerate(pairwise(shares))
+            for start, stop in parts_of(*share, vectors_ND)
         ]
 
     def search(self, queries_QD: Vectors, k: int) -> tuple[Scores, Rows]:
         found = []
-        for start, (_, index) in self._shards:
+        for start, (_, index) in self._parts:
             scores_QK, rows_QK = index.search(queries_QD, min(k, index.ntotal))
             found.append((scores_QK, rows_QK + start))
         return best_of(found, min(k, self._num_vectors))
 
 
-def _filled(vectors_ND: Matrix, device: int) -> tuple[Any, Any]:
-    """The resources must live as long as the index."""
+def parts_of(start: int, stop: int, vectors_ND: Matrix) -> list[tuple[int, int]]:
+    """The rows of one GPU, cut where host memory needs it: faiss takes 32-bit vectors, and those of a 32-bit matrix are
+    read as they are, but others are converted first."""
+    if start == stop:
+        return []
+    rows = stop - start if vectors_ND.dtype == np.float32 else max(1, _CONVERTED_BYTES // (4 * vectors_ND.shape[1]))
+    return [(first, min(first + rows, stop)) for first in range(start, stop, rows)]
+
+
+def filled(vectors_ND: Matrix, device: int) -> tuple[Any, Any]:
+    """Resources, which must live as long as the index, and the index. One `add` reserves the room for all rows at once,
+    and reads them page by page; several would move what is there whenever it grows."""
     import faiss
 
     resources = faiss.StandardGpuResources()
     resources.setTempMemory(_SCRATCH_BYTES)
     config = faiss.GpuIndexFlatConfig()
     config.device = device
-    config.useFloat16 = vectors_ND.dtype == np.float16
+    config.useFloat16 = True
     index = faiss.GpuIndexFlatIP(resources, vectors_ND.shape[1], config)
-    index.reserveMemory(len(vectors_ND))
-    fill(index, vectors_ND)
+    index.add(np.ascontiguousarray(vectors_ND, dtype=np.float32))
     return resources, index
-
-
-def fill(index: Any, vectors_ND: Matrix) -> None:
-    """Add the rows a page at a time: beside the index, memory holds one page."""
-    rows = max(1, _PAGE_BYTES // (4 * vectors_ND.shape[1]))
-    for start in range(0, len(vectors_ND), rows):
-        index.add(np.ascontiguousarray(vectors_ND[start : start + rows], dtype=np.float32))

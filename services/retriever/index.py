@@ -22,7 +22,7 @@ from services.retriever.nearest import NOTHING, Flat, Fp16, Nearest, Quantised, 
 
 __all__ = ["NOTHING", "Bm25Index", "DenseIndex", "Index", "Rows", "Scores", "open_nearest"]
 
-VECTORS_FILE, CODES_FILE, BM25_FOLDER = "vectors.npy", "codes.faiss", "bm25"
+VECTORS_FILE, HALF_VECTORS_FILE, CODES_FOLDER, BM25_FOLDER = "vectors.npy", "vectors.fp16.faiss", "codes", "bm25"
 
 
 class Index(Protocol):
@@ -122,16 +122,16 @@ def open_nearest(folder: Path, facts: DenseFacts, *, num_threads: int) -> Neares
     check_one_faiss()
     gpus = num_gpus()
     if isinstance(facts, Fp16Facts) and gpus:
-        return GpuFlat(half_vectors(folder / CODES_FILE, dim=facts.encoder.dim), num_gpus=gpus)
+        return GpuFlat(half_vectors(folder / HALF_VECTORS_FILE, dim=facts.encoder.dim), num_gpus=gpus)
     if isinstance(facts, Fp16Facts):
-        return Fp16(folder / CODES_FILE, num_threads=num_threads)
+        return Fp16(folder / HALF_VECTORS_FILE, num_threads=num_threads)
     vectors_ND = np.load(folder / VECTORS_FILE, mmap_mode="r")
     if isinstance(facts, FlatFacts) and gpus:
         return GpuFlat(vectors_ND, num_gpus=gpus)
     if isinstance(facts, FlatFacts):
         return Flat(vectors_ND, num_threads=num_threads)
     return Quantised(
-        folder / CODES_FILE,
+        folder / CODES_FOLDER,
         vectors_ND,
         candidates=facts.candidates,
         num_probes=facts.num_probes,

@@ -25,6 +25,9 @@ _SHARE_OF_MEMORY = 0.5
 """The rest is the encoder's, the passages' and the neighbours'."""
 _GPU_SCRATCH_BYTES = 2 * 1024**3
 _DIMENSIONS_PER_CODE = 4
+_MIN_SHARDED_PASSAGES = 50_000
+_SHARD_ROWS = 262_144
+_MIN_SHARDS, _MAX_SHARDS = 4, 64
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,9 @@ def choose_kind(num_passages: int, dim: int, machine: Machine) -> Choice:
     memory = machine.memory_bytes * _SHARE_OF_MEMORY
     gpu = sum(max(0, num_bytes - _GPU_SCRATCH_BYTES) for num_bytes in machine.gpu_bytes)
     if half <= gpu:
-        return Choice("fp16", f"{_gb(half)} of 16-bit vectors fit {len(machine.gpu_bytes)} GPU(s): exact and fast")
+        return Choice(
+            "flat", f"{_gb(half)} of 16-bit vectors fit {len(machine.gpu_bytes)} GPU(s), which search them all"
+        )
     if num_passages < MIN_QUANTISED_PASSAGES or (flat <= memory and _seconds(flat) <= _PATIENCE_SECONDS):
         return Choice("flat", f"{_gb(flat)} of vectors: exact search takes about {_seconds(flat) * 1e3:.0f} ms a query")
     why_not_flat = (
@@ -92,8 +97,17 @@ def _num_codes(dim: int) -> int:
 
 def num_lists(num_passages: int) -> int:
     """About four times the root, a power of two, and never so many that a list is learnt from less than 39 vectors."""
-    lists: int = 2 ** round(math.log2(4 * math.sqrt(num_passages)))
-    return min(lists, 2 ** int(math.log2(num_passages / 39)))
+    lists = 1 << round(math.log2(4 * math.sqrt(num_passages)))
+    return min(lists, 1 << int(math.log2(num_passages / 39)))
+
+
+def shard_rows_of(kind: VectorKind, num_passages: int) -> int:
+    """Rows per file of codes: enough files for all threads to have work, few enough that asking each costs little.
+    Lists of codes are shared among threads by faiss itself."""
+    if kind == "ivf" or num_passages < _MIN_SHARDED_PASSAGES:
+        return num_passages
+    num_shards = min(_MAX_SHARDS, max(_MIN_SHARDS, math.ceil(num_passages / _SHARD_ROWS)))
+    return math.ceil(num_passages / num_shards)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -3,7 +3,8 @@
     manifest.json  passages.jsonl  offsets.npy
     bm25/…                             bm25, hybrid
     encoder/…  vectors.npy             flat, pqfs, rabitq, ivf, hybrid
-    codes.faiss                        fp16, pqfs, rabitq, ivf
+    encoder/…  vectors.fp16.faiss      fp16
+    codes/…                            pqfs, rabitq, ivf
     reranker/…                         where one was asked for
 
 The sha256 of manifest.json names the build: it covers every other file by its own sha256.

@@ -8,13 +8,14 @@ One caller at a time: the switches of faiss are the process'. Text is left to `e
 """
 
 # Q = queries, K = results per query, N = passages, C = candidates per query, D = dimensions
+import mmap
 import os
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +26,7 @@ from services.retriever.encoder import Vectors
 Rows = NDArray[np.int64]
 Scores = NDArray[np.float32]
 Matrix = NDArray[np.float32] | NDArray[np.float16]
+AnyMatrix = TypeVar("AnyMatrix", NDArray[np.float32], NDArray[np.float16])
 
 NOTHING = -1
 """A row that fills up a result list: fewer passages than k were found."""
@@ -46,9 +48,9 @@ class Flat:
     """Two ways through the matrix. A few queries: each thread scans its share of the rows, which the memory's speed
     bounds. Many: matrix products, which the arithmetic bounds. Where the second begins to win is measured at start."""
 
-    def __init__(self, vectors_ND: Matrix, *, num_threads: int) -> None:
+    def __init__(self, vectors_ND: Vectors, *, num_threads: int) -> None:
         self._vectors_ND, self._num_threads = vectors_ND, num_threads
-        self._threads = ThreadPoolExecutor(num_threads, thread_name_prefix="scan")
+        self._threads = _threads(num_threads)
         _set_up_faiss(num_threads)
         sample_ND = _sample(vectors_ND)
         self.product_from_queries = _crossover(
@@ -63,16 +65,16 @@ class Flat:
         search = self._multiply if len(queries_QD) >= self.product_from_queries else self._scan
         return search(queries_QD, self._vectors_ND, min(k, len(self._vectors_ND)))
 
-    def _scan(self, queries_QD: Vectors, vectors_ND: Matrix, k: int) -> tuple[Scores, Rows]:
+    def _scan(self, queries_QD: Vectors, vectors_ND: Vectors, k: int) -> tuple[Scores, Rows]:
         """faiss' own way of sharing one query among threads is slower than one thread."""
         shares = np.linspace(0, len(vectors_ND), self._num_threads + 1).astype(int).tolist()
         found = self._threads.map(
-            lambda share: _scan_share(queries_QD, vectors_ND, *share, k),
+            lambda share: _scan_share(queries_QD, vectors_ND[share[0] : share[1]], k, first_row=share[0]),
             [(start, stop) for start, stop in pairwise(shares) if stop > start],
         )
         return best_of(list(found), k)
 
-    def _multiply(self, queries_QD: Vectors, vectors_ND: Matrix, k: int) -> tuple[Scores, Rows]:
+    def _multiply(self, queries_QD: Vectors, vectors_ND: Vectors, k: int) -> tuple[Scores, Rows]:
         import faiss
 
         faiss.cvar.distance_compute_blas_threshold = _ALWAYS_BLAS
@@ -80,14 +82,13 @@ class Flat:
         return scores_QK, rows_QK
 
 
-def _scan_share(queries_QD: Vectors, vectors_ND: Matrix, start: int, stop: int, k: int) -> tuple[Scores, Rows]:
+def _scan_share(queries_QD: Vectors, vectors_ND: Vectors, k: int, *, first_row: int) -> tuple[Scores, Rows]:
     import faiss
 
-    faiss.omp_set_num_threads(1)  # of this thread's calls only
     faiss.cvar.distance_compute_blas_threshold = _NEVER_BLAS
-    k = min(k, stop - start)
-    scores_QK, rows_QK = faiss.knn(queries_QD, vectors_ND[start:stop], k, metric=faiss.METRIC_INNER_PRODUCT)
-    return scores_QK, rows_QK + start
+    k = min(k, len(vectors_ND))
+    scores_QK, rows_QK = faiss.knn(queries_QD, vectors_ND, k, metric=faiss.METRIC_INNER_PRODUCT)
+    return scores_QK, rows_QK + first_row
 
 
 class Fp16:
@@ -143,14 +144,22 @@ def best_of(found: list[tuple[Scores, Rows]], k: int) -> tuple[Scores, Rows]:
 
 
 class Quantised:
-    """Candidates by codes, order by the vectors themselves: of a corpus, only the codes need memory."""
+    """Candidates by codes, order by the vectors themselves: of a corpus, only the codes need memory.
+
+    faiss scans codes for one query with one thread. The codes lie in shards, so that all threads have work.
+    """
 
     def __init__(
-        self, path: Path, vectors_ND: Matrix, *, candidates: int, num_probes: int | None, num_threads: int
+        self, folder: Path, vectors_ND: Matrix, *, candidates: int, num_probes: int | None, num_threads: int
     ) -> None:
         _set_up_faiss(num_threads)
-        self._codes, self._vectors_ND = read_codes(path), vectors_ND
-        self.candidates = candidates
+        self._shards = [read_codes(path) for path in sorted(folder.iterdir())]
+        self._first_rows = [0, *accumulate(shard.ntotal for shard in self._shards)]
+        self._vectors_ND, self.candidates = vectors_ND, candidates
+        if isinstance(vectors_ND, np.memmap):
+            # Candidates lie all over the file: reading on behind each would fetch a hundred times what is needed.
+            vectors_ND._mmap.madvise(mmap.MADV_RANDOM)  # type: ignore[attr-defined]
+        self._threads = _threads(num_threads) if len(self._shards) > 1 else None
         if num_probes is not None:
             self.probe(num_probes)
 
@@ -158,14 +167,29 @@ class Quantised:
         """Read this many lists per query from now on."""
         import faiss
 
-        faiss.ParameterSpace().set_index_parameter(self._codes, "nprobe", num_probes)
+        for shard in self._shards:
+            faiss.ParameterSpace().set_index_parameter(shard, "nprobe", num_probes)
 
     def search(self, queries_QD: Vectors, k: int) -> tuple[Scores, Rows]:
-        num_candidates = min(k * self.candidates, self._codes.ntotal)
-        _, rows_QC = self._codes.search(queries_QD, num_candidates)
+        k = min(k, len(self._vectors_ND))
+        rows_QC = self._find(queries_QD, min(k * self.candidates, len(self._vectors_ND)))
         scores_QC = self._score(queries_QD, rows_QC)
-        order_QK = np.lexsort((rows_QC, -scores_QC), axis=1)[:, : min(k, self._codes.ntotal)]
+        order_QK = np.lexsort((rows_QC, -scores_QC), axis=1)[:, :k]
         return np.take_along_axis(scores_QC, order_QK, axis=1), np.take_along_axis(rows_QC, order_QK, axis=1)
+
+    def _find(self, queries_QD: Vectors, num_candidates: int) -> Rows:
+        if self._threads is None:
+            rows_QC: Rows = self._shards[0].search(queries_QD, num_candidates)[1]
+            return rows_QC
+
+        def find(shard: Any, first_row: int) -> tuple[Scores, Rows]:
+            scores_QC, rows_QC = shard.search(queries_QD, min(num_candidates, shard.ntotal))
+            return scores_QC, np.where(rows_QC == NOTHING, NOTHING, rows_QC + first_row)
+
+        scores_parts, rows_parts = zip(*self._threads.map(find, self._shards, self._first_rows), strict=True)
+        scores_QC, rows_QC = np.concatenate(scores_parts, axis=1), np.concatenate(rows_parts, axis=1)
+        best_QC = np.argpartition(-scores_QC, num_candidates - 1, axis=1)[:, :num_candidates]
+        return np.asarray(np.take_along_axis(rows_QC, best_QC, axis=1))
 
     def _score(self, queries_QD: Vectors, rows_QC: Rows) -> Scores:
         scores_QC = np.empty(rows_QC.shape, dtype=np.float32)
@@ -193,13 +217,23 @@ def train_codes(factory: str, sample_ND: Vectors) -> Any:
     return codes
 
 
-def write_codes(codes: Any, blocks: Iterator[Vectors], path: Path) -> None:
-    """Add `blocks` to `codes` and write the file. Memory holds the codes and one block."""
+def write_codes(codes: Any, blocks: Iterator[Vectors], folder: Path, *, shard_rows: int) -> None:
+    """Write shards of `codes`, which is trained and empty, as files of a new folder. Memory holds one shard."""
     import faiss
 
+    folder.mkdir()
+    trained = faiss.serialize_index(codes)
+    shard, number = faiss.deserialize_index(trained), 0
+
+    def write() -> None:
+        faiss.write_index(shard, os.fspath(folder / f"{number:03}.faiss"))
+
     for block_ND in blocks:
-        codes.add(np.ascontiguousarray(block_ND, dtype=np.float32))
-    faiss.write_index(codes, os.fspath(path))
+        if shard.ntotal and shard.ntotal + len(block_ND) > shard_rows:
+            write()
+            shard, number = faiss.deserialize_index(trained), number + 1
+        shard.add(block_ND)
+    write()
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -259,13 +293,20 @@ def _set_up_faiss(num_threads: int) -> None:
     faiss.cvar.distance_compute_blas_database_bs = BLOCK_ROWS
 
 
+def _threads(num_threads: int) -> ThreadPoolExecutor:
+    """Each for a share of its own, which faiss shall not share out again: the number is the calling thread's."""
+    import faiss
+
+    return ThreadPoolExecutor(num_threads, "search", initializer=faiss.omp_set_num_threads, initargs=(1,))
+
+
 _measured: dict[tuple[str, int], int] = {}
 """Crossovers by kind and dimensions: the second index of a process need not measure again."""
 
 
-def _sample(vectors_ND: Matrix) -> Matrix:
+def _sample(vectors_ND: AnyMatrix) -> AnyMatrix:
     """More than a cache holds, so that reading it costs what reading the whole would; less where there is not more."""
-    return np.array(vectors_ND[: _CALIBRATION_BYTES // (vectors_ND.dtype.itemsize * vectors_ND.shape[1])])
+    return np.copy(vectors_ND[: _CALIBRATION_BYTES // (vectors_ND.dtype.itemsize * vectors_ND.shape[1])])
 
 
 def _crossover(

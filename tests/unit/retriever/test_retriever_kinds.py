@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from searcher.contracts.errors import InvalidInput
-from services.retriever.kinds import Machine, _free_memory, choose_kind, factory_of, num_lists
+from services.retriever.kinds import Machine, _free_memory, choose_kind, factory_of, num_lists, shard_rows_of
 
 GB = 10**9
 
@@ -18,9 +18,9 @@ GB = 10**9
         (400_000, 384, Machine(1 * GB), "pqfs", "0.61 GB of vectors do not fit half of the 1 GB"),
         # wiki-18: 64.6 GB of vectors; 2 GB of codes take a quarter of a second
         (21_015_324, 768, Machine(24 * GB), "ivf", "65 GB of vectors do not fit"),
-        (21_015_324, 768, Machine(24 * GB, gpu_bytes=(80 * GB,)), "fp16", "32 GB of 16-bit vectors fit 1 GPU(s)"),
+        (21_015_324, 768, Machine(24 * GB, gpu_bytes=(80 * GB,)), "flat", "32 GB of 16-bit vectors fit 1 GPU(s)"),
         (21_015_324, 768, Machine(24 * GB, gpu_bytes=(24 * GB,)), "ivf", "do not fit"),
-        (21_015_324, 768, Machine(24 * GB, gpu_bytes=(24 * GB, 24 * GB)), "fp16", "2 GPU(s)"),
+        (21_015_324, 768, Machine(24 * GB, gpu_bytes=(24 * GB, 24 * GB)), "flat", "2 GPU(s)"),
     ],
 )
 def test_the_kind_is_chosen_by_size_and_machine_and_says_why(
@@ -48,6 +48,20 @@ def test_codes_are_half_a_byte_for_four_dimensions(kind: str, dim: int, factory:
 @pytest.mark.parametrize(("num_passages", "lists"), [(1_000, 16), (1_000_000, 4_096), (21_015_324, 16_384)])
 def test_lists_are_a_power_of_two_that_the_corpus_can_fill(num_passages: int, lists: int) -> None:
     assert num_lists(num_passages) == lists
+
+
+@pytest.mark.parametrize(
+    ("kind", "num_passages", "shard_rows"),
+    [
+        ("pqfs", 49_999, 49_999),
+        ("pqfs", 180_000, 45_000),
+        ("rabitq", 2_621_440, 262_144),
+        ("pqfs", 21_015_324, 328_365),  # a 64th
+        ("ivf", 21_015_324, 21_015_324),
+    ],
+)
+def test_codes_are_cut_so_that_all_threads_have_work(kind: str, num_passages: int, shard_rows: int) -> None:
+    assert shard_rows_of(kind, num_passages) == shard_rows  # type: ignore[arg-type]
 
 
 def test_a_corpus_too_small_for_codes_is_refused_with_the_way_out() -> None:

@@ -128,9 +128,10 @@ def test_16_bit_search_is_exact_on_the_rounded_vectors(tmp_path: Path, product_f
 @pytest.fixture(params=["PQ4x4fs", f"RR{DIM},RaBitQfs", "IVF16,PQ4x4fs"])
 def quantised(request: pytest.FixtureRequest, tmp_path: Path) -> Quantised:
     codes = train_codes(request.param, VECTORS)
-    write_codes(codes, iter([VECTORS[:1_000], VECTORS[1_000:]]), tmp_path / "codes")
+    shard_rows = 3_000 if request.param.startswith("IVF") else 1_000
+    write_codes(codes, iter(np.split(VECTORS, 6)), tmp_path / "codes", shard_rows=shard_rows)
     probes = 16 if request.param.startswith("IVF") else None
-    return Quantised(tmp_path / "codes", VECTORS, candidates=40, num_probes=probes, num_threads=1)
+    return Quantised(tmp_path / "codes", VECTORS, candidates=40, num_probes=probes, num_threads=2)
 
 
 def test_scores_of_a_quantised_index_are_exact(quantised: Quantised) -> None:
@@ -141,6 +142,19 @@ def test_scores_of_a_quantised_index_are_exact(quantised: Quantised) -> None:
     assert scores == pytest.approx(np.take_along_axis(queries @ VECTORS.T, rows, axis=1), abs=1e-6)
     assert (np.diff(scores, axis=1) <= 0).all()
     assert all(len(set(found)) == 10 for found in rows.tolist())
+
+
+def test_codes_in_shards_find_what_codes_in_one_file_find(tmp_path: Path) -> None:
+    codes, queries = train_codes("PQ4x4fs", VECTORS), unit_vectors(5, seed=1)
+    for name, shard_rows in (("one", 3_000), ("three", 1_000)):
+        write_codes(codes, iter(np.split(VECTORS, 6)), tmp_path / name, shard_rows=shard_rows)
+    one, three = (
+        Quantised(tmp_path / name, VECTORS, candidates=5, num_probes=None, num_threads=2) for name in ("one", "three")
+    )
+
+    assert [path.name for path in sorted((tmp_path / "three").iterdir())] == ["000.faiss", "001.faiss", "002.faiss"]
+    found = [set(map(tuple, np.sort(index.search(queries, 10)[1], axis=1).tolist())) for index in (one, three)]
+    assert found[0] == found[1]
 
 
 def test_with_every_passage_a_candidate_a_quantised_index_is_exact(quantised: Quantised) -> None:
@@ -154,7 +168,7 @@ def test_with_every_passage_a_candidate_a_quantised_index_is_exact(quantised: Qu
 
 def test_a_list_that_is_too_short_ends_with_nothing(tmp_path: Path) -> None:
     codes = train_codes("IVF16,PQ4x4fs", VECTORS)
-    write_codes(codes, iter([VECTORS]), tmp_path / "codes")
+    write_codes(codes, iter([VECTORS]), tmp_path / "codes", shard_rows=3_000)
     index = Quantised(tmp_path / "codes", VECTORS, candidates=1, num_probes=1, num_threads=1)
 
     scores, rows = index.search(unit_vectors(4, seed=1), 2_000)

@@ -40,7 +40,7 @@ def test_an_exact_index_has_all() -> None:
 @pytest.mark.parametrize("factory", ["PQ4x4fs", "IVF16,PQ4x4fs"])
 def test_an_index_is_tuned_to_no_more_than_the_recall_that_is_wanted(tmp_path: Path, factory: str) -> None:
     vectors = np.random.default_rng(0).standard_normal((4_000, 16)).astype(np.float32)
-    write_codes(train_codes(factory, vectors), iter([vectors]), tmp_path / "codes")
+    write_codes(train_codes(factory, vectors), iter([vectors]), tmp_path / "codes", shard_rows=4_000)
     index = Quantised(tmp_path / "codes", vectors, candidates=1, num_probes=None, num_threads=1)
     trial = Trial.of(vectors[:50] + 0.1, vectors, of_questions=False)
     num_lists = 16 if factory.startswith("IVF") else None
@@ -55,7 +55,7 @@ def test_an_index_is_tuned_to_no_more_than_the_recall_that_is_wanted(tmp_path: P
 
 def test_what_cannot_be_had_ends_at_the_exactest_settings(tmp_path: Path) -> None:
     vectors = np.random.default_rng(0).standard_normal((4_000, 16)).astype(np.float32)
-    write_codes(train_codes("IVF16,PQ1x4fs", vectors), iter([vectors]), tmp_path / "codes")
+    write_codes(train_codes("IVF16,PQ1x4fs", vectors), iter([vectors]), tmp_path / "codes", shard_rows=4_000)
     index = Quantised(tmp_path / "codes", vectors, candidates=1, num_probes=None, num_threads=1)
 
     settings = tuned(index, Trial.of(vectors[:50], vectors, of_questions=False), wanted=1.1, num_lists=16)
