@@ -48,7 +48,7 @@ COALESCED = Counter(
 PAGES = Counter(
     "searcher_retriever_web_pages",
     "Pages by outcome: read, or why the snippet stands in for the text (status, unreachable, timeout, garbled, "
-    "too_large, content_type, redirects, refused, no_text).",
+    "too_large, too_hard, content_type, redirects, refused, no_text).",
     ["outcome"],
 )
 PAGE_SECONDS = Histogram("searcher_retriever_web_page_seconds", "Time to fetch and read one page.", buckets=_SECONDS)

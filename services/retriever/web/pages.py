@@ -7,8 +7,6 @@ capped, and a page that cannot be read is a fact about the page, not an outage o
 import asyncio
 import re
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from enum import StrEnum
 from urllib.parse import urljoin, urlsplit
 
@@ -17,6 +15,7 @@ from pydantic import BaseModel, ConfigDict
 
 from services.retriever.web import metrics
 from services.retriever.web.exchange import ExchangeFailed, Exchanger, NoResponse, Request, Response
+from services.retriever.web.extractor import Extractor, TooHard
 from services.retriever.web.guard import AddressRefused, GuardedBackend, Resolve, checked_url, resolved
 
 log = structlog.get_logger()
@@ -24,15 +23,7 @@ log = structlog.get_logger()
 MAX_REDIRECTS = 5
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _KINDS = ("text/html", "application/xhtml+xml", "text/plain")
-_CHARSET = re.compile(r"charset\s*=\s*[\"']?([\w.:-]+)", re.IGNORECASE | re.ASCII)
 _WIKIPEDIA_END = re.compile(r"^(References|Notes|Notes and references)$", re.MULTILINE)
-_EXTRACTING = 2
-"""Pages turned into text at the same time. It is Python code: more would only wait for each other."""
-_EXTRACT_SECONDS = 10.0
-_EXTRACTOR_THREADS = 4
-"""Some to spare: the thread of a page that takes longer than _EXTRACT_SECONDS cannot be stopped."""
-_NOT_OF_PAGES = frozenset({"punycode", "idna"})
-"""Encodings that take quadratic time, and that no page is written in."""
 
 
 class NoText(StrEnum):
@@ -43,6 +34,8 @@ class NoText(StrEnum):
     REDIRECTS = "redirects"
     CONTENT_TYPE = "content_type"
     NO_TEXT = "no_text"
+    TOO_HARD = "too_hard"
+    """To find the text took too long or too much memory."""
 
 
 class Page(BaseModel):
@@ -69,19 +62,19 @@ class PageReader:
         user_agent: str,
         allowed: Sequence[tuple[str, int]] = (),
         resolve: Resolve = resolved,
+        extractor: Extractor | None = None,
     ) -> None:
         self._max_bytes, self._seconds = max_bytes, seconds
         self._headers = {"User-Agent": user_agent, "Accept": "text/html, application/xhtml+xml, text/plain;q=0.5"}
         self._exchanger = Exchanger(backend=GuardedBackend(allowed=allowed, resolve=resolve))
-        self._extracting = asyncio.Semaphore(_EXTRACTING)
-        self._threads = ThreadPoolExecutor(_EXTRACTOR_THREADS, thread_name_prefix="main-text")
+        self._extractor = extractor or Extractor()
 
     async def close(self) -> None:
         await self._exchanger.close()
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        await self._extractor.close()
 
     async def read(self, url: str) -> Page:
-        """Never raises for a page's sake."""
+        """Never raises for a page's sake; UpstreamUnavailable if we are not able to read any."""
         outcome, detail = "read", ""
         try:
             page = Page(text=await self._text(await self._fetch(url), url))
@@ -128,41 +121,17 @@ class PageReader:
         kind = response.headers.get("content-type", "text/html")
         if not kind.lower().lstrip().startswith(_KINDS):
             raise _Unreadable(NoText.CONTENT_TYPE, kind)
-        text = await self._main_text(response.content, kind)
+        try:
+            text = await self._extractor.text(response.content, kind)
+        except TooHard as error:
+            raise _Unreadable(NoText.TOO_HARD, str(error)) from error
         if _is_wikipedia(url):
             text = _WIKIPEDIA_END.split(text, maxsplit=1)[0].rstrip()
         if not text:
             raise _Unreadable(NoText.NO_TEXT, "no main text found")
         return text
 
-    async def _main_text(self, content: bytes, kind: str) -> str:
-        """The time spent waiting for others' pages does not count against this one."""
-        async with self._extracting:
-            work = asyncio.get_running_loop().run_in_executor(self._threads, main_text, content, kind)
-            try:
-                return await asyncio.wait_for(work, _EXTRACT_SECONDS)
-            except TimeoutError as error:
-                raise _Unreadable(NoText.NO_TEXT, f"no main text within {_EXTRACT_SECONDS:g} s") from error
-
 
 def _is_wikipedia(url: str) -> bool:
     host = (urlsplit(url).hostname or "").rstrip(".")
     return host == "wikipedia.org" or host.endswith(".wikipedia.org")
-
-
-def main_text(content: bytes, kind: str) -> str:
-    """What a reader came for, without navigation, comments and advertisements; "" if nothing is found."""
-    document: bytes | str = content
-    charset = _CHARSET.search(kind)
-    if charset is not None and charset.group(1).lower() not in _NOT_OF_PAGES:
-        with suppress(LookupError):  # nobody knows it: the extractor looks into the page for another
-            document = content.decode(charset.group(1), "replace")
-    if kind.lower().lstrip().startswith("text/plain"):
-        return _unicode(document if isinstance(document, str) else document.decode("utf-8", "replace"))
-    import trafilatura  # half a second; only services that read pages pay it
-
-    return _unicode(trafilatura.extract(document, include_comments=False, favor_recall=True) or "")
-
-
-def _unicode(text: str) -> str:
-    return text.encode("utf-8", "replace").decode().replace("\x00", "").strip()

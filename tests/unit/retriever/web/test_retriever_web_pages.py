@@ -1,13 +1,15 @@
 """A static site, and sites that are none: what becomes of a URL."""
 
+import asyncio
 import gzip
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
 from prometheus_client import REGISTRY
 
+from services.retriever.web.extractor import Extractor, TooHard
 from services.retriever.web.guard import resolved
-from services.retriever.web.pages import MAX_REDIRECTS, Page, PageReader, main_text
+from services.retriever.web.pages import MAX_REDIRECTS, Page, PageReader
 from tests.web_toys import NEVER, Answer, ToyServer, toy_server
 
 pytestmark = pytest.mark.anyio
@@ -180,5 +182,60 @@ async def test_wikipedias_references_are_not_text(toy: ToyServer, reader: PageRe
     assert elsewhere.text.endswith("Smith, 1999.")
 
 
-def test_an_encoding_that_takes_for_ever_is_not_tried() -> None:
-    assert main_text(b"plain", "text/plain; charset=punycode") == "plain"
+# ---------------------------------------------------------------------------------------------------------------------
+# The process that looks for the text
+
+MANY_LINKS = b"<html><body>" + b"<a href=x>click here now please</a>" * 140_000 + b"</body></html>"
+"""Takes trafilatura minutes."""
+
+
+async def test_a_page_that_takes_for_ever_dies_with_its_process_and_the_next_is_read() -> None:
+    extractor = Extractor(processes=1, seconds=0.5)
+
+    with pytest.raises(TooHard):
+        await extractor.text(MANY_LINKS, "text/html")
+    patient = Extractor(processes=1)
+    assert ROME in await patient.text(ARTICLE, "text/html")
+
+    assert extractor._idle == []
+    await extractor.close()
+    await patient.close()
+
+
+async def test_a_process_that_was_killed_is_replaced() -> None:
+    extractor = Extractor(processes=1)
+    await extractor.text(ARTICLE, "text/html")
+    (process,) = extractor._idle
+    process.kill()
+
+    with pytest.raises(TooHard):
+        await extractor.text(ARTICLE, "text/html")
+    assert ROME in await extractor.text(ARTICLE, "text/html")
+
+    assert [idle.pid for idle in extractor._idle] != [process.pid]
+    await extractor.close()
+
+
+async def test_processes_stay_and_are_no_more_than_allowed() -> None:
+    extractor = Extractor(processes=2)
+
+    texts = await asyncio.gather(*(extractor.text(f"text {n}".encode(), "text/plain") for n in range(20)))
+
+    assert texts == [f"text {n}" for n in range(20)]
+    assert len(extractor._idle) == 2
+    await extractor.close()
+
+
+async def test_who_leaves_takes_the_process_along() -> None:
+    extractor = Extractor(processes=1)
+    await extractor.text(b"warm", "text/plain")
+    (process,) = extractor._idle
+    caller = asyncio.create_task(extractor.text(MANY_LINKS, "text/html"))
+    await asyncio.sleep(0.05)
+
+    caller.cancel()
+    await asyncio.gather(caller, return_exceptions=True)
+
+    assert process.returncode is not None
+    assert await extractor.text(b"next", "text/plain") == "next"  # and not the answer to the page before
+    await extractor.close()
