@@ -31,7 +31,8 @@ POINTS = Histogram(
 )
 GROUP_SECONDS = Histogram(
     "searcher_reward_group_seconds",
-    "Time to score one group. Above 0.1 s means: responses are far longer than expected; bound rollout's tokens.",
+    "Time to score one group. Above 0.1 s means: responses are far longer than expected (bound rollout's tokens), or, "
+    "for rules that ask others, that those are slow.",
     ["rules"],
     buckets=(0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1, 5),
 )

@@ -228,6 +228,17 @@ async def test_bad_input_is_refused_by_item_and_field(body: dict[str, object], c
             await client.post("/v1/score", body)
 
 
+def test_the_request_and_the_response_of_score_are_documented() -> None:
+    documented = create_app(RewardSettings()).openapi()["paths"]["/v1/score"]["post"]
+
+    (asked,) = documented["requestBody"]["content"].values()
+    (answered,) = documented["responses"]["200"]["content"].values()
+    assert (asked["schema"]["$ref"], answered["schema"]["$ref"]) == (
+        "#/components/schemas/ScoreRequest",
+        "#/components/schemas/ScoreResponse",
+    )
+
+
 async def test_what_is_no_json_is_refused() -> None:
     app = create_app(RewardSettings())
     async with running(app), httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://reward") as http:
@@ -325,15 +336,16 @@ async def test_a_remote_reward_is_given_the_group_and_decides(monkeypatch: pytes
     asked = []
 
     def reply(request: httpx.Request) -> httpx.Response:
-        asked.append((request.headers.get("Authorization"), ScoreRequest.model_validate_json(request.content)))
+        asked.append((str(request.url), request.headers["Authorization"], request.content))
         return httpx.Response(200, json={"scores": [0.5, -3]})
 
     group = [trajectory("Paris"), trajectory("Rome")]
     async with running(create_app(remote(monkeypatch, reply))) as client:
         scores = await client.score(group, rules="remote")
 
-    ((key, request),) = asked
-    assert (key, request.rules) == ("Bearer k", "remote")
+    ((url, key, body),) = asked
+    request = ScoreRequest.model_validate_json(body)
+    assert (url, key, request.rules) == ("http://mine/score", "Bearer k", "remote")
     assert [(item.id, item.answers, item.num_searches) for item in request.items] == [
         (each.id, ("Paris",), 1) for each in group
     ]

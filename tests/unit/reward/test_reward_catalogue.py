@@ -1,5 +1,6 @@
 """Which rule sets a service knows, and that the examples of its README work as they stand there."""
 
+import os
 import re
 import socket
 import subprocess
@@ -161,6 +162,20 @@ def test_rules_of_ones_own_that_do_not_load_are_refused_at_start(
 
     with pytest.raises(InvalidInput, match=f"REWARD_CUSTOM={entry_point}: .*{complaint}"):
         create_app(RewardSettings(custom=entry_point))
+
+
+def test_the_service_ends_at_its_start_with_the_setting_to_mend() -> None:
+    started = subprocess.run(
+        [sys.executable, "-m", "services.reward"],
+        env={**os.environ, "REWARD_CUSTOM": "nowhere:rules"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+    assert started.returncode == 1
+    assert started.stderr.startswith("reward: REWARD_CUSTOM=nowhere:rules: does not load: ModuleNotFoundError")
 
 
 @pytest.mark.parametrize(
