@@ -11,6 +11,7 @@ from services.retriever.settings import RetrieverSettings
 from services.retriever.web.cassette import Cassette, CassetteMode
 from services.retriever.web.chain import Chain
 from services.retriever.web.exchange import Exchanger
+from services.retriever.web.extractor import Extractor
 from services.retriever.web.limits import Budget
 from services.retriever.web.pages import PageReader
 from services.retriever.web.providers import DIALECTS, Provider, ProviderName
@@ -48,6 +49,7 @@ class WebBackend:
                 seconds=settings.page_seconds,
                 user_agent=settings.user_agent,
                 allowed=settings.allowed_addresses,
+                extractor=Extractor(processes=settings.page_processes),
             )
             self._searcher = WebSearcher(
                 _style(settings),

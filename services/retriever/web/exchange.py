@@ -50,11 +50,11 @@ class ExchangeFailed(Exception):
 
 
 class Exchanger:
-    """A pool of connections. `backend` decides who may be connected to; None: anybody."""
+    """`backend` decides who may be connected to; None: anybody. How many at a time is the callers' business."""
 
-    def __init__(self, *, max_connections: int = 64, backend: httpcore.AsyncNetworkBackend | None = None) -> None:
+    def __init__(self, *, backend: httpcore.AsyncNetworkBackend | None = None) -> None:
         self._pool = httpcore.AsyncConnectionPool(
-            max_connections=max_connections, max_keepalive_connections=8, keepalive_expiry=5.0, network_backend=backend
+            max_connections=None, max_keepalive_connections=8, keepalive_expiry=5.0, network_backend=backend
         )
 
     async def close(self) -> None:
@@ -74,7 +74,7 @@ class Exchanger:
                 answered = {name.decode().lower(): value.decode("latin-1") for name, value in response.headers}
                 content = await _read(response.aiter_stream(), answered.get("content-encoding", ""), max_bytes)
                 return Response(response.status, answered, content)
-        except (httpcore.ConnectError, httpcore.ConnectTimeout, httpcore.PoolTimeout) as error:
+        except (httpcore.ConnectError, httpcore.ConnectTimeout) as error:
             raise ExchangeFailed(NoResponse.UNREACHABLE, _named(error)) from error
         except (TimeoutError, httpcore.TimeoutException) as error:
             raise ExchangeFailed(NoResponse.TIMEOUT, f"no whole answer within {seconds:g} s") from error

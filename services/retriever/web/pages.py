@@ -21,6 +21,8 @@ from services.retriever.web.guard import AddressRefused, GuardedBackend, Resolve
 log = structlog.get_logger()
 
 MAX_REDIRECTS = 5
+MAX_FETCHES = 32
+"""At a time. Others wait without their time running, so that our haste is not taken for a page's slowness."""
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _KINDS = ("text/html", "application/xhtml+xml", "text/plain")
 _WIKIPEDIA_END = re.compile(r"^(References|Notes|Notes and references)$", re.MULTILINE)
@@ -68,6 +70,7 @@ class PageReader:
         self._headers = {"User-Agent": user_agent, "Accept": "text/html, application/xhtml+xml, text/plain;q=0.5"}
         self._exchanger = Exchanger(backend=GuardedBackend(allowed=allowed, resolve=resolve))
         self._extractor = extractor or Extractor()
+        self._fetching = asyncio.Semaphore(MAX_FETCHES)
 
     async def close(self) -> None:
         await self._exchanger.close()
@@ -87,7 +90,7 @@ class PageReader:
 
     async def _fetch(self, url: str) -> Response:
         try:
-            async with asyncio.timeout(self._seconds):
+            async with self._fetching, asyncio.timeout(self._seconds):
                 with metrics.PAGE_SECONDS.time():
                     return await self._follow(url)
         except TimeoutError as error:

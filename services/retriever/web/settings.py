@@ -72,6 +72,8 @@ class WebSettings(BaseSettings):
     """To fetch one page, redirects included."""
     max_page_bytes: int = Field(default=5 * 1024 * 1024, ge=1_024)
     """Larger pages are not read."""
+    page_processes: int = Field(default=2, ge=1, le=256)
+    """Processes that look for pages' main texts; a page of 250 kB takes one about 0.1 s."""
     user_agent: str = f"Searcher/{__version__}"
     """How the page fetcher introduces itself; Wikipedia asks for an address to write to."""
     allowed_addresses: Annotated[tuple[tuple[str, int], ...], NoDecode] = ()

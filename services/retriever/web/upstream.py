@@ -30,7 +30,7 @@ _NO_CREDIT_SECONDS = 300.0
 """How long a provider is left alone that is out of credit or refuses our key: somebody has to do something first."""
 _NO_CREDIT = frozenset({402, 432, 433})
 """Payment required; Tavily's own two for a plan and an account that are used up."""
-_NO_CREDIT_WORDS = ("not enough credits", "run out of searches", "no_more_credits", "quota exceeded", "quota_limited")
+_NO_CREDIT_WORDS = ("not enough credits", "run out of searches", "no_more_credits", "queries per day", "quota_limited")
 """Serper says so with 400, SerpAPI, Brave and Google with 429."""
 
 

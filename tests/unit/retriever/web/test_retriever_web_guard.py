@@ -1,10 +1,12 @@
 """Whatever a page, a redirect or a name says: connections go to public addresses, and to the one that was checked."""
 
+import ssl
 from collections.abc import Iterable, Sequence
 
 import httpcore
 import pytest
 
+from services.retriever.web.exchange import Exchanger, Request
 from services.retriever.web.guard import AddressRefused, GuardedBackend, Refusal, checked_url, resolved
 
 pytestmark = pytest.mark.anyio
@@ -24,12 +26,14 @@ NAMES = {
 
 
 class ToyNetwork(httpcore.AsyncMockBackend):
-    """Remembers where one connected to."""
+    """Remembers where one connected to, and what was said there."""
 
-    def __init__(self, *, unreachable: Sequence[str] = ()) -> None:
-        super().__init__([b""])
-        self.unreachable = unreachable
+    def __init__(self, *, unreachable: Sequence[str] = (), says: bytes = b"") -> None:
+        super().__init__([])
+        self.unreachable, self.says = unreachable, says
         self.connected: list[tuple[str, int]] = []
+        self.names_in_tls: list[str | None] = []
+        self.heard = b""
 
     async def connect_tcp(
         self,
@@ -42,7 +46,25 @@ class ToyNetwork(httpcore.AsyncMockBackend):
         self.connected.append((host, port))
         if host in self.unreachable:
             raise httpcore.ConnectError("no route")
-        return await super().connect_tcp(host, port)
+        return ToyStream(self)
+
+
+class ToyStream(httpcore.AsyncMockStream):
+    def __init__(self, network: ToyNetwork) -> None:
+        super().__init__([network.says])
+        self.network = network
+
+    async def start_tls(
+        self,
+        ssl_context: ssl.SSLContext,
+        server_hostname: str | None = None,
+        timeout: float | None = None,  # noqa: ASYNC109
+    ) -> httpcore.AsyncNetworkStream:
+        self.network.names_in_tls.append(server_hostname)
+        return self
+
+    async def write(self, buffer: bytes, timeout: float | None = None) -> None:  # noqa: ASYNC109
+        self.network.heard += buffer
 
 
 async def known_or_literal(host: str, port: int) -> list[str]:
@@ -182,6 +204,19 @@ async def test_public_addresses_are_connected_to_by_the_address_that_was_checked
     await connect(url, network)
 
     assert network.connected == [address]
+
+
+async def test_the_server_is_asked_by_its_name_at_the_address_that_was_checked() -> None:
+    network = ToyNetwork(says=b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi")
+    exchanger = Exchanger(backend=GuardedBackend(resolve=known_or_literal, network=network))
+
+    response = await exchanger.exchange(Request("GET", "https://one.example/"), max_bytes=10, seconds=30.0)
+    await exchanger.close()
+
+    assert response.content == b"hi"
+    assert network.connected == [("93.184.216.34", 443)]
+    assert network.names_in_tls == ["one.example"]
+    assert b"Host: one.example\r\n" in network.heard
 
 
 async def test_a_name_that_changes_its_mind_is_resolved_once() -> None:

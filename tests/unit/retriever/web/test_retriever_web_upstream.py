@@ -90,6 +90,7 @@ async def test_an_answer_is_read_and_paid(toy: ToyServer) -> None:
         (Answer(hang_up=True), Outcome.MALFORMED, 1),
         (Answer(delay_seconds=NEVER), Outcome.TIMEOUT, 1),
         (Answer({}, status=429), Outcome.RATE_LIMITED, 0),
+        (Answer({"error": "Quota exceeded: Queries per minute"}, status=429), Outcome.RATE_LIMITED, 0),  # Google
     ],
 )
 async def test_an_outage_is_tried_again_and_then_has_a_name(
@@ -120,6 +121,7 @@ async def test_nobody_there_costs_nothing(toy: ToyServer) -> None:
         Answer({"detail": "This request exceeds your plan's set usage limit."}, status=432),  # Tavily
         Answer({"message": "Not enough credits", "statusCode": 400}, status=400),  # Serper
         Answer({"error": "Your account has run out of searches."}, status=429),  # SerpAPI
+        Answer({"error": "Quota exceeded: Queries per day"}, status=429),  # Google
         Answer({"error": "…", "tag": "NO_MORE_CREDITS"}, status=402),  # Exa
     ],
 )
