@@ -75,7 +75,7 @@ def open_backend(settings: RetrieverSettings) -> Backend:
         cache_entries=settings.cache_entries,
         shared_cache=RedisCache(settings.shared.redis_url) if settings.redis_cache else None,
     )
-    library = Library(num_threads=settings.threads)
+    library = Library(num_threads=settings.threads, encoder_url=settings.encoder_url, encoder_key=settings.encoder_key)
     return Shelf(library, engine, settings.index_dir, watch_seconds=settings.watch_seconds)
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from searcher.contracts.base import Contract
+from services.retriever.manifest import Recall
 
 DEFAULT = "default"
 """The corpus of a request that names none."""
@@ -19,6 +20,10 @@ class CorpusInfo(Contract):
     """0 where nobody knows, as on the web."""
     index: str
     """Identifies the build (the sha256 of its manifest), as in every search response."""
+    encoder: str | None = None
+    """Of an index of vectors."""
+    recall: Recall | None = None
+    """Of an index of vectors, against exact search, measured when it was built."""
 
 
 @dataclass(frozen=True)

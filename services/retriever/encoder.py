@@ -29,7 +29,6 @@ CARD_FILE, MODEL_FILE, TOKENIZER_FILE = "encoder.json", "model.onnx", "tokenizer
 TORCH_FOLDER, SERVER_FILE = "model", "server.json"
 BATCH_TOKENS = 512
 """Tokens, padding included, that go through the model at once. More is slower on CPU: activations leave the cache."""
-GPU_BATCH_TOKENS = 32_768
 
 Vectors = NDArray[np.float32]
 C = TypeVar("C", bound=Contract)
@@ -72,6 +71,8 @@ def open_encoder(
     if backend is Backend.ONNX:
         return OnnxEncoder(folder, num_threads=num_threads)
     if backend is Backend.TORCH:
+        from services.retriever.torch_encoder import TorchEncoder
+
         return TorchEncoder(folder, num_threads=num_threads)
     return HttpEncoder(folder, url=server_url, key=server_key)
 
@@ -89,7 +90,7 @@ def _read(path: Path, kind: type[C], *, missing: str) -> C:
 # In this process
 
 
-class _LocalEncoder:
+class LocalEncoder:
     """Tokens, batches and lengths; the model is the backend's."""
 
     batch_tokens = BATCH_TOKENS
@@ -122,13 +123,13 @@ class _LocalEncoder:
         mask_BT = np.arange(max(1, num_tokens_B.max())) < num_tokens_B[:, None]
         ids_BT = np.zeros(mask_BT.shape, dtype=np.int64)
         ids_BT[mask_BT] = np.concatenate(tokens_B)
-        return self._pooled(ids_BT, mask_BT)
+        return self.pooled(ids_BT, mask_BT)
 
-    def _pooled(self, ids_BT: NDArray[np.int64], mask_BT: NDArray[np.bool_]) -> Vectors:
+    def pooled(self, ids_BT: NDArray[np.int64], mask_BT: NDArray[np.bool_]) -> Vectors:
         raise NotImplementedError
 
 
-class OnnxEncoder(_LocalEncoder):
+class OnnxEncoder(LocalEncoder):
     def __init__(self, folder: Path, *, num_threads: int) -> None:
         super().__init__(folder)
         self._session = onnx_session(folder / MODEL_FILE, num_threads=num_threads)
@@ -136,7 +137,7 @@ class OnnxEncoder(_LocalEncoder):
         if dim != self.card.dim:
             raise InvalidInput(f"{folder / MODEL_FILE}: gives {dim} dimensions, but its card says {self.card.dim}")
 
-    def _pooled(self, ids_BT: NDArray[np.int64], mask_BT: NDArray[np.bool_]) -> Vectors:
+    def pooled(self, ids_BT: NDArray[np.int64], mask_BT: NDArray[np.bool_]) -> Vectors:
         (hidden_BTD,) = self._session.run(None, {"input_ids": ids_BT, "attention_mask": mask_BT.astype(np.int64)})
         return pool(hidden_BTD, mask_BT, self.card.pooling)
 
@@ -149,41 +150,6 @@ def onnx_session(path: Path, *, num_threads: int) -> Any:
     # Waiting threads must sleep: spinning ones take the cores from the search that follows, and from neighbours.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-
-
-class TorchEncoder(_LocalEncoder):
-    """On a GPU if there is one, in half precision there."""
-
-    def __init__(self, folder: Path, *, num_threads: int) -> None:
-        super().__init__(folder)
-        try:
-            import torch
-            import transformers
-        except ModuleNotFoundError as error:
-            raise InvalidInput(
-                f"{folder}: its backend is torch, but {error.name} is not installed; install torch and transformers"
-            ) from None
-        transformers.utils.logging.set_verbosity_error()
-        transformers.utils.logging.disable_progress_bar()
-        self._on_gpu = torch.cuda.is_available()
-        if self._on_gpu:
-            self.batch_tokens = GPU_BATCH_TOKENS
-        else:
-            torch.set_num_threads(num_threads)
-        dtype = torch.float16 if self._on_gpu else torch.float32
-        model = transformers.AutoModel.from_pretrained(folder / TORCH_FOLDER, dtype=dtype)
-        self._model = model.eval().to("cuda" if self._on_gpu else "cpu")
-        if (dim := self._model.config.hidden_size) != self.card.dim:
-            raise InvalidInput(f"{folder / TORCH_FOLDER}: gives {dim} dimensions, but its card says {self.card.dim}")
-
-    def _pooled(self, ids_BT: NDArray[np.int64], mask_BT: NDArray[np.bool_]) -> Vectors:
-        import torch
-
-        with torch.inference_mode():
-            ids, mask = (torch.from_numpy(array).to(self._model.device) for array in (ids_BT, mask_BT))
-            hidden = self._model(input_ids=ids, attention_mask=mask.long()).last_hidden_state
-            hidden_BTD: Vectors = hidden.float().cpu().numpy()
-        return pool(hidden_BTD, mask_BT, self.card.pooling)
 
 
 def pool(hidden_BTD: Vectors, mask_BT: NDArray[np.bool_], pooling: Pooling) -> Vectors:

@@ -22,10 +22,10 @@ from services.retriever.encoder import (
     TORCH_FOLDER,
     OnnxEncoder,
     Server,
-    TorchEncoder,
     read_card,
 )
 from services.retriever.manifest import Backend, EncoderCard, Pooling
+from services.retriever.torch_encoder import TorchEncoder
 
 PARITY_TOLERANCE = 1e-5
 _PARITY_TEXTS = ("Rome", "Who directed the film?", "The river Seine is long. " * 12, "Ærøskøbing; 東京; 1984")

@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from weakref import WeakValueDictionary
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import SecretStr, TypeAdapter, ValidationError
 
 from searcher.contracts.base import Name
 from searcher.contracts.errors import InvalidInput
@@ -58,8 +58,11 @@ class Corpus:
 class Library:
     """Opens indexes; encoders with equal cards are loaded once, and forgotten with the last index that has them."""
 
-    def __init__(self, *, num_threads: int | None = None) -> None:
+    def __init__(
+        self, *, num_threads: int | None = None, encoder_url: str | None = None, encoder_key: SecretStr | None = None
+    ) -> None:
         self.num_threads = num_threads or len(os.sched_getaffinity(0))
+        self._encoder_url, self._encoder_key = encoder_url, encoder_key
         self._encoders: WeakValueDictionary[EncoderCard, Encoder] = WeakValueDictionary()
 
     def open_all(self, index_dir: Path) -> Mapping[str, Corpus]:
@@ -88,7 +91,9 @@ class Library:
         card = read_card(folder)
         encoder = self._encoders.get(card)
         if encoder is None:
-            encoder = self._encoders[card] = open_encoder(folder, num_threads=self.num_threads)
+            encoder = self._encoders[card] = open_encoder(
+                folder, num_threads=self.num_threads, server_url=self._encoder_url, server_key=self._encoder_key
+            )
         return encoder
 
 

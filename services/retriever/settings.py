@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, SecretStr, model_validator
 from pydantic_settings import SettingsConfigDict
 
 from searcher.servicekit.settings import ServiceSettings
@@ -37,11 +37,25 @@ class RetrieverSettings(ServiceSettings):
     """Share answers with replicas through the Redis of SEARCHER_REDIS_URL. Its failures cost nothing but hits."""
     threads: int | None = Field(default=None, ge=1, le=1_024)
     """Threads of encoder and search; unset: as many as the process may use cores."""
+    encoder_url: str | None = None
+    """For indexes whose encoder is a server (`openai-http`): ask this one, not the one they were built with."""
+    encoder_key_file: Path | None = None
+    """Holds that server's bearer token."""
     watch_seconds: float = Field(default=5.0, ge=0.0)
     """How often to look whether a corpus' folder or `current` link leads to another index; 0: never."""
 
     web: WebSettings = Field(default_factory=WebSettings)
     """`RETRIEVER_WEB_*`, for the backend `web`."""
+
+    @property
+    def encoder_key(self) -> SecretStr | None:
+        """Raises ValueError for a file that holds no key."""
+        if self.encoder_key_file is None:
+            return None
+        key = self.encoder_key_file.read_text().strip() if self.encoder_key_file.is_file() else ""
+        if not key:
+            raise ValueError(f"RETRIEVER_ENCODER_KEY_FILE: {self.encoder_key_file} must hold a key")
+        return SecretStr(key)
 
     @model_validator(mode="after")
     def _something_to_serve(self) -> Self:

@@ -150,7 +150,15 @@ def _identity(location: Path) -> Identity | None:
 
 def _info(name: str, corpus: Corpus) -> CorpusInfo:
     facts = corpus.manifest
-    return CorpusInfo(name=name, kind=facts.index.kind, num_passages=facts.num_passages, index=corpus.sha256)
+    encoder = getattr(facts.index, "encoder", None)
+    return CorpusInfo(
+        name=name,
+        kind=facts.index.kind,
+        num_passages=facts.num_passages,
+        index=corpus.sha256,
+        encoder=encoder and encoder.name,
+        recall=facts.recall,
+    )
 
 
 def _passages(corpus: Corpus, hits: Hits) -> list[bytes]:

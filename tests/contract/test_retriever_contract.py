@@ -129,6 +129,7 @@ async def test_a_k_above_the_corpus_gives_every_passage_once(client: RetrieverCl
 
 async def test_what_can_be_asked_is_listed(http: httpx.AsyncClient, index_dir: Path) -> None:
     facts = {"kind": "bm25", "num_passages": 3, "index": manifest_sha256(index_dir / "world")}
+    facts |= {"encoder": None, "recall": None}  # of indexes of vectors
 
     listed = (await http.get("/v1/corpora")).json()
 

@@ -21,6 +21,8 @@ SHARED = ("searcher/contracts", "searcher/qa", "searcher/servicekit", "searcher/
 NOT_IN_THE_IMAGE = {
     # The export of an encoder runs once, where torch is; its images serve what was exported.
     "services/retriever/export_encoder.py",
+    # For models that do not fit one ONNX file: whoever serves one installs torch beside it.
+    "services/retriever/torch_encoder.py",
 }
 
 
