@@ -26,7 +26,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from searcher.contracts.errors import InvalidInput
+from searcher.contracts.errors import InvalidInput, SearcherError
 from services.retriever.corpus import read_passages, searchable_text
 from services.retriever.encoder import Encoder, Vectors
 from services.retriever.manifest import EncoderCard
@@ -147,7 +147,7 @@ def in_blocks(texts: Iterable[str], num_texts: int = BLOCK_TEXTS) -> Iterator[li
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    from services.retriever.encoder import OnnxEncoder
+    from services.retriever.encoder import open_encoder
     from services.retriever.export_encoder import encoder_folder
 
     parser = argparse.ArgumentParser(prog="python -m services.retriever.embeddings", description=__doc__)
@@ -156,23 +156,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--encoder-cache", type=Path, help="where exported encoders are kept (default: in --into)")
     parser.add_argument("--into", type=Path, required=True, help="folder of the embeddings")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--shard", type=_shard, default=(0, 1), metavar="I/N", help="of N processes, be number I (0 …)")
     options = parser.parse_args(arguments)
     try:
         folder = encoder_folder(options.encoder, options.encoder_cache or options.into / ".encoders")
-        encoder = OnnxEncoder(folder, num_threads=options.threads)
+        encoder = open_encoder(folder, num_threads=options.threads)
         with EmbeddingCache(options.into, encoder.card) as cache:
             for source in options.sources:
-                _encode(source, cache, encoder)
-    except InvalidInput as error:
+                _encode(source, cache, encoder, shard=options.shard)
+    except SearcherError as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
+        return 2 if isinstance(error, InvalidInput) else 1
     return 0
 
 
-def _encode(source: Path, cache: EmbeddingCache, encoder: Encoder) -> None:
+def _shard(text: str) -> tuple[int, int]:
+    number, of = (int(part) for part in text.split("/"))
+    if not 0 <= number < of:
+        raise ValueError(text)
+    return number, of
+
+
+def _encode(source: Path, cache: EmbeddingCache, encoder: Encoder, *, shard: tuple[int, int]) -> None:
+    number, of = shard
     started, done = time.monotonic(), 0
     texts = (searchable_text(passage.title, passage.text) for passage in read_passages(source))
-    for block in in_blocks(texts):
+    for block in islice(in_blocks(texts), number, None, of):
         cache.encode(block, encoder)
         done += len(block)
         seconds = time.monotonic() - started

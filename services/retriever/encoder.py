@@ -12,6 +12,7 @@ so any encoder can be brought along in one of these forms.
 # Q, N = queries, passages; B = texts of one batch; T = tokens, right-padded; D = dimensions
 import asyncio
 import threading
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -204,7 +205,8 @@ class HttpEncoder:
         )
         # The engine's thread has no event loop, and the thread that starts the service has one that runs already.
         self._loop = asyncio.new_event_loop()
-        threading.Thread(target=self._loop.run_forever, name="encoder-http", daemon=True).start()
+        threading.Thread(target=_run, args=(self._loop, self._client), name="encoder-http", daemon=True).start()
+        weakref.finalize(self, self._loop.call_soon_threadsafe, self._loop.stop)
 
     def encode_queries(self, queries: Sequence[str]) -> Vectors:
         return self._encode([self.card.query_prefix + query for query in queries])
@@ -220,3 +222,10 @@ class HttpEncoder:
             raise InvalidInput(f"encoder: the server gives {lengths} dimensions, but the card says {self.card.dim}")
         vectors_ND = np.array(vectors, dtype=np.float32).reshape(len(texts), self.card.dim)
         return _normalised(vectors_ND) if self.card.normalised else vectors_ND
+
+
+def _run(loop: asyncio.AbstractEventLoop, client: EmbeddingsClient) -> None:
+    """Until the encoder is forgotten, as when the last index that has it is replaced."""
+    loop.run_forever()
+    loop.run_until_complete(client.close())
+    loop.close()

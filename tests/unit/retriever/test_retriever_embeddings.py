@@ -1,13 +1,13 @@
 import os
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from services.retriever.embeddings import EmbeddingCache, in_blocks
-from services.retriever.encoder import Vectors
+from services.retriever.embeddings import EmbeddingCache, in_blocks, main
+from services.retriever.encoder import Vectors, read_card
 from services.retriever.manifest import EncoderCard, Pooling
 
 CARD = EncoderCard(name="toy", weights_sha256="0" * 64, dim=2, pooling=Pooling.MEAN, max_tokens=8)
@@ -156,3 +156,24 @@ def test_a_folder_of_something_else_is_not_taken_for_a_cache(tmp_path: Path) -> 
 
     with pytest.raises(sqlite3.DatabaseError):
         EmbeddingCache(tmp_path, CARD)
+
+
+def test_a_corpus_is_encoded_ahead_in_shards_that_share_a_folder(
+    tmp_path: Path,
+    write_corpus: Callable[..., Path],
+    letter_encoder: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    passages = [{"id": str(n), "text": "abcdefghij"[n]} for n in range(10)]
+    command = [str(write_corpus(passages)), "--encoder", str(letter_encoder()), "--into", str(tmp_path / "kept")]
+    monkeypatch.setattr("services.retriever.embeddings.in_blocks", lambda texts: in_blocks(texts, 2))
+    card = read_card(tmp_path / "letters")
+
+    def missing() -> list[int]:
+        with EmbeddingCache(tmp_path / "kept", card) as cache:
+            return cache.lookup([passage["text"] for passage in passages])[1]
+
+    assert main([*command, "--shard", "1/2", "--threads", "1"]) == 0
+    assert missing() == [0, 1, 4, 5, 8, 9]  # blocks 1 and 3 of 5 were its own
+    assert main([*command, "--shard", "0/2", "--threads", "1"]) == 0
+    assert missing() == []
