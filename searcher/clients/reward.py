@@ -3,6 +3,8 @@
 import math
 from collections.abc import Sequence
 
+from pydantic_core import to_json
+
 from searcher.clients.http import ServiceClient
 from searcher.contracts.errors import SearcherError
 from searcher.contracts.score import Score, ScoreItem, ScoreRequest, ScoreResponse, TextSegment
@@ -20,7 +22,7 @@ class RewardClient(ServiceClient):
         body = await self._request(
             "POST",
             "/v1/score",
-            content=ScoreRequest(rules=rules, items=tuple(items)).model_dump_json(),
+            content=to_json(ScoreRequest(rules=rules, items=tuple(items))),
             headers={"Content-Type": "application/json"},
         )
         scored = ScoreResponse.model_validate_json(body.content)

@@ -4,16 +4,19 @@
 written for those can be pointed here as they are.
 """
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import structlog
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from pydantic import ValidationError
+from pydantic_core import to_json
 from starlette.concurrency import run_in_threadpool
+from starlette.types import Receive, Scope, Send
 
 from searcher.clients.judge import JudgeClient
 from searcher.clients.reward import RemoteRewardClient
@@ -158,19 +161,20 @@ def _add_dropin(app: FastAPI, rules: Rules, questions: KnownQuestions | None) ->
 
 
 class _StraightFromBytes(APIRoute):
-    """Documented by FastAPI; parsed and written by pydantic alone, which halves what a group costs beside its rules."""
+    """Documented by FastAPI, but answered without its dependencies and its second pass over the JSON."""
 
-    def get_route_handler(self) -> Callable[[Request], Awaitable[Response]]:
-        async def handle(request: Request) -> Response:
-            try:
-                asked = ScoreRequest.model_validate_json(await request.body())
-            except ValidationError as error:
-                problems = error.errors(include_url=False)
-                raise RequestValidationError([{**each, "loc": ("body", *each["loc"])} for each in problems]) from None
-            response: ScoreResponse = await self.endpoint(asked)
-            return Response(response.model_dump_json(), media_type="application/json")
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.app = self._answer
 
-        return handle
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            asked = ScoreRequest.model_validate_json(await Request(scope, receive).body())
+        except ValidationError as error:
+            problems = error.errors(include_url=False)
+            raise RequestValidationError([{**each, "loc": ("body", *each["loc"])} for each in problems]) from None
+        response: ScoreResponse = await self.endpoint(asked)
+        await Response(to_json(response), media_type="application/json")(scope, receive, send)
 
 
 def _refuse_repeated_ids(items: Sequence[ScoreItem]) -> None:
