@@ -40,7 +40,7 @@ def overlap(first: Sequence[Question], second: Sequence[Question]) -> list[Share
 
 
 def refuse_overlap(first: Sequence[Question], second: Sequence[Question], *, what: str, against: str, fix: str) -> None:
-    """Raises InvalidInput that says how many questions of `what` are in `against`, and which."""
+    """Raises InvalidInput that says how many questions of `what` are in `against`, and which; `fix` ends it."""
     shared = overlap(first, second)
     if shared:
         raise InvalidInput(f"{describe(shared, what=what, against=against)}; {fix}")
@@ -49,7 +49,7 @@ def refuse_overlap(first: Sequence[Question], second: Sequence[Question], *, wha
 def describe(shared: Sequence[Shared], *, what: str, against: str) -> str:
     examples = "; ".join(f"{each.first.id} = {each.second.id} {each.first.question!r}" for each in shared[:NUM_SHOWN])
     more = f"; and {len(shared) - NUM_SHOWN} more" if len(shared) > NUM_SHOWN else ""
-    return f"{len(shared)} questions of {what} are also in {against}: {examples}{more}"
+    return f"{what} shares {len(shared)} of its questions with {against}: {examples}{more}"
 
 
 def text_key(text: str) -> str:

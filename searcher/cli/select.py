@@ -17,7 +17,7 @@ from searcher.cli.console import console, duration
 from searcher.cli.lifecycle import existing, recipe_path
 from searcher.cli.settings import CliSettings
 from searcher.clients.rollout import RolloutClient
-from searcher.contracts.errors import InvalidInput, NotFound, SearcherError
+from searcher.contracts.errors import InvalidInput, NotFound, Unavailable
 from searcher.contracts.question import Question, RolloutPlan
 from searcher.contracts.recipe import Recipe
 from searcher.overlap import describe, overlap
@@ -102,7 +102,7 @@ def without_overlap(
         shared = overlap(questions, load_questions(path))
         if not shared:
             continue
-        problem = describe(shared, what=candidates.name, against=path.name)
+        problem = describe(shared, what=str(candidates), against=str(path))
         if not (options.allow_overlap or options.drop_overlap):
             raise InvalidInput(f"{problem}. Leave them out with --drop-overlap, or go on with --allow-overlap")
         console.print(f"{'left out' if options.drop_overlap else 'allowed'}: {problem}", style="yellow", markup=False)
@@ -210,7 +210,7 @@ def _from_rollouts(
     with Journal(out.with_name(f"{out.name}.journal.jsonl")) as journal:
         try:
             asked = asyncio.run(_ask(questions, journal, asking, options, outage_seconds))
-        except (KeyboardInterrupt, SearcherError):
+        except (KeyboardInterrupt, Unavailable):
             if journal.attempts:
                 finished = len(labelled(questions, journal))
                 console.print(f"{finished} of {len(questions)} questions are finished; the same command goes on")

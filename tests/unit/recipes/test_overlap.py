@@ -55,7 +55,7 @@ def test_the_refusal_says_how_many_which_and_what_to_do() -> None:
     with pytest.raises(InvalidInput) as refused:
         refuse_overlap(many, many, what="train.jsonl", against="eval.jsonl", fix="drop them")
 
-    assert "8 questions of train.jsonl are also in eval.jsonl: 0 = 0 'Question 0?'" in str(refused.value)
+    assert "train.jsonl shares 8 of its questions with eval.jsonl: 0 = 0 'Question 0?'" in str(refused.value)
     assert "and 3 more; drop them" in str(refused.value)
 
 

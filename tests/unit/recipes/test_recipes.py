@@ -87,5 +87,5 @@ def test_training_on_evaluation_questions_is_refused_unless_the_recipe_allows_it
 
     refuse_training_on_evaluation(load_recipe(write(tmp_path / "none.toml", MINIMAL)))
     refuse_training_on_evaluation(load_recipe(write(tmp_path / "allowed.toml", evaluated + "allow_overlap = true\n")))
-    with pytest.raises(InvalidInput, match=r"1 questions of .*questions\.jsonl are also in evaluation.*2 = 1 'What\?'"):
+    with pytest.raises(InvalidInput, match=r"jsonl shares 1 of its questions with evaluation.*2 = 1 'What\?'"):
         refuse_training_on_evaluation(load_recipe(write(tmp_path / "refused.toml", evaluated)))

@@ -199,9 +199,9 @@ def test_evaluation_questions_are_refused_allowed_or_left_out(terminal: Terminal
         left_out = terminal.run(url, *arguments, "--drop-overlap")
 
     assert refused[0] == 1
-    assert "1 questions of candidates.jsonl are also in eval.jsonl: q003 = 1 'Who is number 3?'" in refused[2]
-    assert (allowed[0], "allowed: 1 questions" in allowed[1], len(kept)) == (0, True, 8)
-    assert (left_out[0], "left out: 1 questions" in left_out[1]) == (0, True)
+    assert "candidates.jsonl shares 1 of its questions with eval.jsonl: q003 = 1 'Who is number 3?'" in refused[2]
+    assert (allowed[0], "allowed: candidates.jsonl shares 1" in allowed[1], len(kept)) == (0, True, 8)
+    assert (left_out[0], "left out: candidates.jsonl shares 1" in left_out[1]) == (0, True)
     assert [q.id for q in load_questions(tmp_path / "out.jsonl")] == [name for name in kept if name != "q003"]
 
 

@@ -334,7 +334,7 @@ async def test_what_cannot_work_is_refused_before_a_process_starts(place: Place,
 async def test_training_on_evaluation_questions_is_refused_before_a_process_starts(place: Place) -> None:
     recipe = place.recipe(evaluation={"questions": str(place.folder / "questions.jsonl")})
     async with opened(place.controller()) as controller:
-        with pytest.raises(InvalidInput, match=r"12 questions of .* evaluation\.allow_overlap = true"):
+        with pytest.raises(InvalidInput, match=r"shares 12 of its questions .* evaluation\.allow_overlap = true"):
             await controller.start(RunRequest(run_id="toy", recipe=recipe))
 
     assert not place.run().exists
