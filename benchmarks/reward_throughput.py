@@ -24,10 +24,12 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import psutil
 import requests
 
 from benchmarks.measure import alternate, median, report, table
@@ -166,8 +168,28 @@ async def our_calls(url: str, groups: Sequence[Sequence[ScoreItem]], rules: str)
 # Measuring
 
 
+@dataclass(frozen=True)
+class Server:
+    url: str
+    process: psutil.Process
+
+    def cpu_seconds(self) -> float:
+        times = self.process.cpu_times()
+        return float(times.user + times.system)
+
+
+@dataclass(frozen=True)
+class Round:
+    per_second: float
+    """Trajectories."""
+    server_microseconds: float
+    """Of CPU, per trajectory."""
+    caller_microseconds: float
+    mean_reward: float
+
+
 @contextmanager
-def serving(command: list[str], port: int, **environment: str) -> Iterator[str]:
+def serving(command: list[str], port: int, **environment: str) -> Iterator[Server]:
     url = f"http://127.0.0.1:{port}"
     with Path(os.devnull).open("wb") as nowhere:
         process = subprocess.Popen(command, stdout=nowhere, stderr=nowhere, env={**os.environ, **environment})
@@ -180,7 +202,7 @@ def serving(command: list[str], port: int, **environment: str) -> Iterator[str]:
                 if process.poll() is not None:
                     sys.exit(f"{' '.join(command)} ended with {process.returncode}")
                 time.sleep(0.1)
-        yield url
+        yield Server(url, psutil.Process(process.pid))
     finally:
         process.terminate()
         process.wait(timeout=30)
@@ -191,11 +213,16 @@ def free_port() -> int:
         return int(server.getsockname()[1])
 
 
-def rate(work: Callable[[], list[float]]) -> tuple[float, float]:
-    """Trajectories per second, and the mean reward."""
-    started = time.perf_counter()
-    totals = work()
-    return len(totals) / (time.perf_counter() - started), fmean(totals)
+def measured(server: Server, work: Callable[[str], list[float]]) -> Round:
+    started, server_started, caller_started = time.perf_counter(), server.cpu_seconds(), time.process_time()
+    totals = work(server.url)
+    seconds = time.perf_counter() - started
+    return Round(
+        per_second=len(totals) / seconds,
+        server_microseconds=1e6 * (server.cpu_seconds() - server_started) / len(totals),
+        caller_microseconds=1e6 * (time.process_time() - caller_started) / len(totals),
+        mean_reward=fmean(totals),
+    )
 
 
 def item(row: dict[str, Any], at: int) -> ScoreItem:
@@ -232,24 +259,25 @@ def main() -> None:
             serving([*published, str(questions), f"{scratch}/log.jsonl"], theirs_port) as theirs,
             serving([sys.executable, "-m", "services.reward"], ours_port, REWARD_PORT=str(ours_port)) as ours,
         ):
-            found = alternate(
+            found: list[list[Round]] = alternate(
                 rounds,
-                lambda: rate(lambda: published_calls(theirs, texts)),
-                lambda: rate(lambda: asyncio.run(our_calls(ours, groups * repeats, RULES))),
-                lambda: rate(lambda: asyncio.run(our_calls(ours, groups * repeats, "searcher"))),
+                lambda: measured(theirs, lambda url: published_calls(url, texts)),
+                lambda: measured(ours, lambda url: asyncio.run(our_calls(url, groups * repeats, RULES))),
+                lambda: measured(ours, lambda url: asyncio.run(our_calls(url, groups * repeats, "searcher"))),
             )
 
-    means = [round(results[0][1], 4) for results in found]
+    means = [round(results[0].mean_reward, 4) for results in found]
     if means[:2] != [PUBLISHED_MEAN, PUBLISHED_MEAN]:
         sys.exit(f"mean rewards are {means[:2]}, but {PUBLISHED_MEAN} is published: these are not the same rewards")
-    rates = [median(each for each, _ in results) for results in found]
     names = ("one call per sequence, as published", f"groups of {GROUP}, {RULES}", f"groups of {GROUP}, searcher")
-    table(
-        [
-            ("way", "trajectories/s", "ratio", "mean reward"),
-            *((name, round(each), each / rates[0], mean) for name, each, mean in zip(names, rates, means, strict=True)),
-        ]
+    rates = [median(each.per_second for each in results) for results in found]
+    servers = [median(each.server_microseconds for each in results) for results in found]
+    callers = [median(each.caller_microseconds for each in results) for results in found]
+    found_rows = zip(
+        names, map(round, rates), (each / rates[0] for each in rates), servers, callers, means, strict=True
     )
+    head = ("way", "trajectories/s", "ratio", "server CPU us each", "caller CPU us each", "mean reward")
+    table([head, *((*row[:3], round(row[3]), round(row[4]), row[5]) for row in found_rows)])
     report(
         "reward_throughput",
         ratio=rates[1] / rates[0],
@@ -257,6 +285,8 @@ def main() -> None:
         published_per_second=round(rates[0]),
         ours_per_second=round(rates[1]),
         searcher_rules_per_second=round(rates[2]),
+        server_cpu_ratio=round(servers[0] / servers[1], 1),
+        caller_cpu_ratio=round(callers[0] / callers[1], 1),
         rounds=rounds,
     )
 
