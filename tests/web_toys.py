@@ -61,8 +61,7 @@ class ToyServer:
 
     def __init__(self) -> None:
         self.received: list[Received] = []
-        self.arrived = asyncio.Event()
-        """Somebody asked something."""
+        self._asked: defaultdict[str, asyncio.Event] = defaultdict(asyncio.Event)
         self.port = 0
         self._answers: dict[str, Iterator[Answer]] = {}
         self._last: dict[str, Answer] = {}
@@ -78,6 +77,9 @@ class ToyServer:
 
     def asked(self, path: str) -> list[Received]:
         return [received for received in self.received if received.path == path]
+
+    async def until_asked(self, path: str) -> None:
+        await self._asked[path].wait()
 
     @property
     def num_asked(self) -> dict[str, int]:
@@ -104,7 +106,7 @@ class ToyServer:
         body = await reader.readexactly(int(headers.get("content-length", "0")))
         parts = urlsplit(target)
         self.received.append(Received(method, parts.path, dict(parse_qsl(parts.query)), headers, body))
-        self.arrived.set()
+        self._asked[parts.path].set()
         answer = next(self._answers.get(parts.path, iter(())), self._last.get(parts.path, Answer(status=404)))
         await asyncio.sleep(answer.delay_seconds)
         if not answer.hang_up:

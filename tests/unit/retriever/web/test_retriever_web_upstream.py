@@ -216,7 +216,7 @@ async def test_beyond_the_budget_nothing_is_asked(toy: ToyServer) -> None:
 async def test_who_leaves_in_the_middle_may_be_billed(toy: ToyServer) -> None:
     asking = Asking(toy, Answer(delay_seconds=NEVER))
     caller = asyncio.create_task(asking.ask())
-    await toy.arrived.wait()
+    await toy.until_asked("/ask")
 
     caller.cancel()
     with suppress(asyncio.CancelledError):
