@@ -169,16 +169,18 @@ async def disturb(processes: Processes, stand_in: StandIn, chance: random.Random
         await asyncio.sleep(chance.uniform(0.3, 1.6))
         processes.revive()
         (kind,) = chance.choices(list(KINDS), weights=list(KINDS.values()))
-        worker, for_seconds = chance.choice(processes.workers), chance.uniform(0.2, 3 * LEASE_SECONDS)
+        awake = [name for name in processes.workers if name not in frozen]
+        for_seconds = chance.uniform(0.2, 3 * LEASE_SECONDS)
         if kind.startswith("Redis"):
             processes.restart("redis")
         elif kind.startswith("API"):
             processes.restart("api")
-        elif worker in frozen:
+        elif not awake:
             continue
         elif kind == "worker: kill -9":
-            processes.restart(worker)
+            processes.restart(chance.choice(awake))
         else:
+            worker = chance.choice(awake)
             frozen.add(worker)
             processes.signal(worker, signal.SIGSTOP)
             waking.append(asyncio.create_task(wake(worker, for_seconds, dead="then" in kind)))
