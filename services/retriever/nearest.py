@@ -45,8 +45,9 @@ class Nearest(Protocol):
 
 
 class Flat:
-    """Two ways through the matrix. A few queries: each thread scans its share of the rows, which the memory's speed
-    bounds. Many: matrix products, which the arithmetic bounds. Where the second begins to win is measured at start."""
+    """Each thread searches its share of the rows, so that none waits for another before the end. There are two ways
+    through a share. A few queries: each scans it, which the memory's speed bounds. Many: matrix products, which the
+    arithmetic bounds. Where the second begins to win is measured at start."""
 
     def __init__(self, vectors_ND: Vectors, *, num_threads: int) -> None:
         self._vectors_ND, self._num_threads = vectors_ND, num_threads
@@ -56,39 +57,31 @@ class Flat:
         self.product_from_queries = _crossover(
             "flat",
             sample_ND,
-            scan=lambda queries_QD: self._scan(queries_QD, sample_ND, _CALIBRATION_K),
-            multiply=lambda queries_QD: self._multiply(queries_QD, sample_ND, _CALIBRATION_K),
+            scan=lambda queries_QD: self._search(queries_QD, sample_ND, _CALIBRATION_K, _NEVER_BLAS),
+            multiply=lambda queries_QD: self._search(queries_QD, sample_ND, _CALIBRATION_K, _ALWAYS_BLAS),
         )
         metrics.BLAS_THRESHOLD.set(self.product_from_queries * vectors_ND.shape[1])
 
     def search(self, queries_QD: Vectors, k: int) -> tuple[Scores, Rows]:
-        search = self._multiply if len(queries_QD) >= self.product_from_queries else self._scan
-        return search(queries_QD, self._vectors_ND, min(k, len(self._vectors_ND)))
+        blas_threshold = _ALWAYS_BLAS if len(queries_QD) >= self.product_from_queries else _NEVER_BLAS
+        return self._search(queries_QD, self._vectors_ND, min(k, len(self._vectors_ND)), blas_threshold)
 
-    def _scan(self, queries_QD: Vectors, vectors_ND: Vectors, k: int) -> tuple[Scores, Rows]:
-        """faiss' own way of sharing one query among threads is slower than one thread."""
-        shares = np.linspace(0, len(vectors_ND), self._num_threads + 1).astype(int).tolist()
-        found = self._threads.map(
-            lambda share: _scan_share(queries_QD, vectors_ND[share[0] : share[1]], k, first_row=share[0]),
-            [(start, stop) for start, stop in pairwise(shares) if stop > start],
-        )
-        return best_of(list(found), k)
-
-    def _multiply(self, queries_QD: Vectors, vectors_ND: Vectors, k: int) -> tuple[Scores, Rows]:
+    def _search(self, queries_QD: Vectors, vectors_ND: Vectors, k: int, blas_threshold: int) -> tuple[Scores, Rows]:
+        """faiss' own way of sharing a search among threads is slower than one thread for a single query, and waits for
+        the slowest thread at every block for many."""
         import faiss
 
-        faiss.cvar.distance_compute_blas_threshold = _ALWAYS_BLAS
-        scores_QK, rows_QK = faiss.knn(queries_QD, vectors_ND, k, metric=faiss.METRIC_INNER_PRODUCT)
-        return scores_QK, rows_QK
+        faiss.cvar.distance_compute_blas_threshold = blas_threshold
+        shares = np.linspace(0, len(vectors_ND), self._num_threads + 1).astype(int).tolist()
 
+        def search_share(share: tuple[int, int]) -> tuple[Scores, Rows]:
+            start, stop = share
+            part_ND = vectors_ND[start:stop]
+            found = faiss.knn(queries_QD, part_ND, min(k, len(part_ND)), metric=faiss.METRIC_INNER_PRODUCT)
+            return found[0], found[1] + start
 
-def _scan_share(queries_QD: Vectors, vectors_ND: Vectors, k: int, *, first_row: int) -> tuple[Scores, Rows]:
-    import faiss
-
-    faiss.cvar.distance_compute_blas_threshold = _NEVER_BLAS
-    k = min(k, len(vectors_ND))
-    scores_QK, rows_QK = faiss.knn(queries_QD, vectors_ND, k, metric=faiss.METRIC_INNER_PRODUCT)
-    return scores_QK, rows_QK + first_row
+        found = self._threads.map(search_share, [share for share in pairwise(shares) if share[1] > share[0]])
+        return best_of(list(found), k)
 
 
 class Fp16:
