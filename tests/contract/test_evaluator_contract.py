@@ -205,6 +205,7 @@ async def test_an_evaluation_becomes_a_report(client: EvaluatorClient, jobs: Job
     assert {hops: group.num_questions for hops, group in report.by_hops.items()} == {"1": 3, "2": 2}
     assert (report.questions[0].num_tokens, report.questions[0].response) == (4, "Hm.Docs.Hm.")
     assert "Held-out world" in await client.report_html(REQUEST.id)
+    assert "# Held-out world" in await client.report_markdown(REQUEST.id)
 
 
 async def test_the_same_request_again_returns_the_evaluation_that_exists(client: EvaluatorClient, jobs: Jobs) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from searcher.cli import evaluate
@@ -15,9 +16,17 @@ from searcher.cli.compare import compare_reports, differences
 from searcher.cli.evaluate import EvaluateOptions, metrics_table, request_of
 from searcher.cli.main import main
 from searcher.cli.score import read, score, split_at_documents
+from searcher.clients.evaluator import EvaluatorClient
 from searcher.contracts.errors import InvalidInput
 from searcher.contracts.question import RolloutPlan, SearchMode
-from searcher.contracts.report import POLICY, EvaluatedQuestion, Report, System
+from searcher.contracts.report import (
+    POLICY,
+    EvaluatedQuestion,
+    EvaluationState,
+    EvaluationStatus,
+    Report,
+    System,
+)
 from services.evaluator.statistics import comparisons, system_reports
 
 Run = Callable[..., tuple[int, str, str]]
@@ -440,6 +449,58 @@ def test_a_model_behind_an_api_is_evaluated_with_and_without_search(tmp_path: Pa
 def test_options_that_do_not_go_together_are_refused(options: EvaluateOptions, complaint: str) -> None:
     with pytest.raises(InvalidInput, match=complaint):
         request_of(options)
+
+
+class _Evaluator(httpx.AsyncBaseTransport):
+    """Says half way once, then done; `interrupted` stands for Ctrl-C while it waits."""
+
+    def __init__(self, report: Report, *, interrupted: bool = False) -> None:
+        self.report, self.interrupted, self.asked = report, interrupted, 0
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        if request.url.path.endswith("/report"):
+            page = {"html": "<p>", "md": "# r"}.get(request.url.params.get("format", ""))
+            return httpx.Response(200, text=page or self.report.model_dump_json())
+        self.asked += 1
+        if self.interrupted:
+            raise KeyboardInterrupt
+        state = EvaluationState.RUNNING if self.asked == 1 else EvaluationState.DONE
+        status = EvaluationStatus(
+            id="r", state=state, done=self.asked, total=2, eta_seconds=5.0, partial=self.report.overall
+        )
+        return httpx.Response(200, text=status.model_dump_json())
+
+
+def _asks(monkeypatch: pytest.MonkeyPatch, transport: _Evaluator) -> None:
+    monkeypatch.setattr(evaluate, "_client", lambda _: EvaluatorClient("http://evaluator", transport=transport))
+
+
+def test_a_report_is_shown_and_written_in_three_forms(
+    run: Run, monkeypatch: pytest.MonkeyPatch, questions: Path, tmp_path: Path
+) -> None:
+    systems = (System(name="policy"), System(name="no search"))
+    done = report(row(1), row(1, system="no search", em=0.0), systems=systems, missing=("The judge's verdicts.",))
+    _asks(monkeypatch, _Evaluator(done))
+
+    code, out, _ = run("eval", questions, "--baselines", "--out", tmp_path / "out", "--state-dir", tmp_path)
+
+    assert code == 0
+    assert Report.model_validate_json((tmp_path / "out" / "report.json").read_text()) == done
+    assert (tmp_path / "out" / "report.md").read_text() == "# r"
+    assert (tmp_path / "out" / "report.html").read_text() == "<p>"
+    for text in ("no search", "policy − no search", "missing: The judge's verdicts.", str(tmp_path / "out")):
+        assert text in out, text
+
+
+def test_ctrl_c_leaves_the_evaluation_going_on_and_says_how_to_see_it_again(
+    run: Run, monkeypatch: pytest.MonkeyPatch, questions: Path, tmp_path: Path
+) -> None:
+    _asks(monkeypatch, _Evaluator(report(row(1)), interrupted=True))
+
+    code, out, _ = run("eval", questions, "--id", "mine", "--state-dir", tmp_path)
+
+    assert code == 130
+    assert "The same command with --id mine shows it again." in out
 
 
 def test_a_report_of_several_systems_has_a_column_for_each() -> None:
