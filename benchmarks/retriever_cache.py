@@ -56,7 +56,7 @@ def play(index_dir: Path, threads: int, queries: list[str], cache_entries: int) 
 def main() -> None:
     options = arguments(__doc__)
     index_dir = ensure_index(options.index)
-    rounds, steps, groups = (1, 2, 32) if options.quick else (3, 3, 64)
+    rounds, steps, groups = (1, 4, 32) if options.quick else (3, 8, 64)
     rows: list[tuple[object, ...]] = [
         ("round", "queries", "distinct", "searched", "q/s", "q/s cache off", "q/s neither", "ratio", "over distinct")
     ]

@@ -155,7 +155,7 @@ class Connection:
 
     async def post(self, body: bytes, path: str = "/v1/search", headers: str = "") -> tuple[int, bool, bytes]:
         """Status, whether there was a Retry-After, and the body. Raises OSError or IncompleteReadError."""
-        if self.writer is None:
+        if self.writer is None or self.reader.at_eof():  # the service closed it meanwhile, as every client checks
             await self.open()
         assert self.writer is not None
         head = f"POST {path} HTTP/1.1\r\nHost: s\r\nContent-Length: {len(body)}\r\n{headers}\r\n"

@@ -30,8 +30,8 @@ T = TypeVar("T")
 
 _COST_SMOOTHING = 0.2
 """Weight of the newest batch in the estimated cost of a query."""
-_PART_OF_DEADLINE = 0.9
-"""Hits must be there this early: the answer is still to be written and to be read."""
+_PART_OF_DEADLINE = 0.8
+"""Hits must be there this early: batches vary, and the answer is still to be written and to be read."""
 _LOOK_AGAIN_SECONDS = 0.05
 """How often a patient caller asks whether there is room now."""
 _PROOF_SECONDS = 10.0

@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Self
 
 import httpx
 import pytest
@@ -85,20 +86,28 @@ def test_a_damaged_index_ends_the_process_with_its_reason(tmp_path: Path) -> Non
 
 
 class Callers:
-    """Eight of them, each with a kept connection and a query of its own every time, until `done` says so."""
+    """Eight of them, each with a kept connection and a query of its own every time, until the block ends."""
 
-    def __init__(self, url: str, done: Callable[[], bool]) -> None:
-        self.url, self.done = url, done
+    def __init__(self, url: str) -> None:
+        self.url, self.done = url, threading.Event()
         self.outcomes: Counter[str] = Counter()
         self.indexes: set[str] = set()
         self.threads = [threading.Thread(target=self.call, args=(number,)) for number in range(8)]
+
+    def __enter__(self) -> Self:
         for thread in self.threads:
             thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.done.set()
+        for thread in self.threads:
+            thread.join()
 
     def call(self, caller: int) -> None:
         with httpx.Client(trust_env=False, timeout=60) as client:
             number = 0
-            while not self.done():
+            while not self.done.is_set():
                 number += 1
                 try:
                     answer = client.post(
@@ -109,61 +118,48 @@ class Callers:
                 except httpx.TransportError as error:
                     self.outcomes[type(error).__name__] += 1
 
-    def join(self) -> None:
-        for thread in self.threads:
-            thread.join()
+    def wait_until(self, what: Callable[[], bool]) -> None:
+        """Raises AssertionError for the first failure."""
+        while not what():
+            assert set(self.outcomes) <= {"200"}
+            time.sleep(0.01)
+
+
+def is_ready(url: str) -> bool:
+    return httpx.get(f"{url}/readyz", trust_env=False).status_code == 200
 
 
 def test_who_follows_readiness_sees_no_failure_when_an_instance_ends(tmp_path: Path) -> None:
     index_dir, port = build(tmp_path, "bm25"), free_port()
     url = f"http://127.0.0.1:{port}"
-    looked_away = threading.Event()
-    with start(index_dir, port, drain_seconds=3) as process:
+    with start(index_dir, port, drain_seconds=5) as process:
         wait_until_ready(process, url)
-        callers = Callers(url, looked_away.is_set)
-        while callers.outcomes.total() < 50:
-            time.sleep(0.01)
-
-        process.send_signal(signal.SIGTERM)
-        while httpx.get(f"{url}/readyz", trust_env=False).status_code == 200:
-            time.sleep(0.01)
-        ended_before = process.poll() is not None
-        looked_away.set()
-        callers.join()
+        with Callers(url) as callers:
+            callers.wait_until(lambda: callers.outcomes.total() > 50)
+            process.send_signal(signal.SIGTERM)
+            callers.wait_until(lambda: not is_ready(url))
 
         assert process.wait(timeout=60) == 0
-    assert not ended_before
     assert set(callers.outcomes) == {"200"}
 
 
 def test_an_index_is_replaced_under_load_without_a_failure(tmp_path: Path) -> None:
-    index_dir, port = build(tmp_path, "bm25"), free_port()
-    (index_dir / "bm25").rename(tmp_path / "older")
-    newer = tmp_path / "newer"
-    shutil.copytree(tmp_path / "older", newer)
+    older, newer, place = build(tmp_path, "bm25") / "bm25", tmp_path / "newer", tmp_path / "place"
+    shutil.copytree(older, newer)
     manifest = json.loads((newer / "manifest.json").read_text())
     manifest["source"]["name"] = "another build"
     (newer / "manifest.json").write_text(json.dumps(manifest))
-    place = tmp_path / "place"
     place.mkdir()
-    (place / "current").symlink_to(tmp_path / "older")
-    url, seen = f"http://127.0.0.1:{port}", threading.Event()
+    (place / "current").symlink_to(older)
+    port = free_port()
     with start(place, port, watch_seconds=0.1) as process:
-        wait_until_ready(process, url)
-        before = httpx.get(f"{url}/v1/corpora", trust_env=False).json()[0]["index"]
-        callers = Callers(url, seen.is_set)
-
-        (place / "next").symlink_to(newer)
-        (place / "next").rename(place / "current")
-        while httpx.get(f"{url}/v1/corpora", trust_env=False).json()[0]["index"] == before:
-            assert process.poll() is None
-            time.sleep(0.05)
-        while len(callers.indexes) < 2:
-            time.sleep(0.01)
-        seen.set()
-        callers.join()
+        wait_until_ready(process, f"http://127.0.0.1:{port}")
+        with Callers(f"http://127.0.0.1:{port}") as callers:
+            callers.wait_until(lambda: len(callers.indexes) == 1)
+            (place / "next").symlink_to(newer)
+            (place / "next").rename(place / "current")
+            callers.wait_until(lambda: len(callers.indexes) == 2)
         process.send_signal(signal.SIGTERM)
 
         assert process.wait(timeout=60) == 0
     assert set(callers.outcomes) == {"200"}
-    assert before in callers.indexes

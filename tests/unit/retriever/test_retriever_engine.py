@@ -268,10 +268,10 @@ async def test_a_query_is_refused_at_once_when_its_deadline_cannot_be_kept(
     ahead.append(ask(engine, corpus, "3"))
     await asyncio.sleep(0)
 
-    # One in hand, one waits, and its own search: 12 s, which is too much for 0.9 of 13 s and enough for 0.9 of 14 s.
+    # One in hand, one waits, and its own search: 12 s, which is too much for 0.8 of 14 s and enough for 0.8 of 16 s.
     with pytest.raises(Overloaded, match=r"2 queries wait, about 8\.0 s") as refused:
-        await ask(engine, corpus, "4", seconds=13.0)
-    ahead.append(ask(engine, corpus, "5", seconds=14.0))
+        await ask(engine, corpus, "4", seconds=14.0)
+    ahead.append(ask(engine, corpus, "5", seconds=16.0))
     await asyncio.sleep(0)
     toy.let_go.set()
 
