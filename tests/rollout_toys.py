@@ -15,7 +15,7 @@ from fastapi.responses import JSONResponse
 
 from searcher.clients.engine import EngineClient, Sampled, Sampling
 from searcher.contracts.question import Question, RolloutPlan
-from searcher.contracts.score import Score, ScoreRequest, ScoreResponse
+from searcher.contracts.score import RuleSet, Score, ScoreRequest, ScoreResponse
 from searcher.contracts.search import Passage, SearchRequest, SearchResponse
 from searcher.contracts.weights import WeightVersion
 from services.rollout.engines import Engines
@@ -227,6 +227,10 @@ async def reconciling(engines: Engines) -> AsyncIterator[Engines]:
 def reward_app() -> FastAPI:
     """Everything is worth a point."""
     app = FastAPI()
+
+    @app.get("/v1/rules")
+    async def rules() -> list[RuleSet]:
+        return []
 
     @app.post("/v1/score")
     async def score(request: ScoreRequest) -> ScoreResponse:

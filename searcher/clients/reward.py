@@ -1,18 +1,21 @@
 """Ask for rewards: the trajectories of one group -> their scores, from our service or from somebody's own."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from pydantic_core import to_json
 
 from searcher.clients.http import ServiceClient
 from searcher.contracts.errors import SearcherError
-from searcher.contracts.score import Score, ScoreItem, ScoreRequest, ScoreResponse, TextSegment
+from searcher.contracts.score import RuleSet, Score, ScoreItem, ScoreRequest, ScoreResponse, TextSegment
 from searcher.contracts.trajectory import Trajectory
 
 
 class RewardClient(ServiceClient):
     service = "reward"
+    _reads_documents: Mapping[str, bool] = {}
+    """By rule set, as the service told; empty before it was asked."""
 
     async def score(self, trajectories: Sequence[Trajectory], *, rules: str) -> tuple[Score, ...]:
         """One score per trajectory, in order. Raises InvalidInput for an unknown rule set."""
@@ -22,7 +25,7 @@ class RewardClient(ServiceClient):
         body = await self._request(
             "POST",
             "/v1/score",
-            content=to_json(ScoreRequest(rules=rules, items=tuple(items))),
+            content=to_json({"rules": rules, "items": await self._as_sent(items, rules)}),
             headers={"Content-Type": "application/json"},
         )
         scored = ScoreResponse.model_validate_json(body.content)
@@ -30,6 +33,26 @@ class RewardClient(ServiceClient):
         if len(scored.scores) != len(asked) or scored.ids not in (asked, ()):
             raise SearcherError(f"{self.service}: asked for the scores of {asked}, got those of {scored.ids}")
         return scored.scores
+
+    async def _as_sent(self, items: Sequence[ScoreItem], rules: str) -> list[dict[str, Any]]:
+        """The items without what the rules do not read: retrieved text is most of a trajectory."""
+        if rules not in self._reads_documents:
+            known = [RuleSet.model_validate(row) for row in await self.get("/v1/rules")]
+            self._reads_documents = {name: row.reads_documents for row in known for name in (row.name, *row.aliases)}
+        with_documents = self._reads_documents.get(rules, True)
+        return [
+            {
+                "id": item.id,
+                "question": item.question,
+                "answers": item.answers,
+                "segments": [
+                    {"source": s.source, "text": s.text if with_documents or s.source == "policy" else ""}
+                    for s in item.segments
+                ],
+                "num_searches": item.num_searches,
+            }
+            for item in items
+        ]
 
 
 class RemoteRewardClient(ServiceClient):

@@ -23,7 +23,7 @@ GoldAnswers = Annotated[
 
 
 class TextSegment(Contract):
-    """A piece of a response with its provenance; rules judge `policy` text and ignore `documents` text."""
+    """A piece of a response with its provenance. Rules that do not read documents see that some stood here, no more."""
 
     source: Literal["policy", "documents"]
     text: str = Field(max_length=1_048_576)
@@ -94,5 +94,7 @@ class RuleSet(Contract):
     parts: tuple[str, ...]
     aliases: tuple[str, ...] = ()
     """Other names under which it can be asked for."""
+    reads_documents: bool = True
+    """False: only the policy's own text is judged, so the text of documents segments may be left empty."""
     compares: bool = False
     """Whether a score depends on the other trajectories of its group, which must be all of one question then."""

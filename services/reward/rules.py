@@ -41,6 +41,8 @@ class Rules:
     """The format is right if all of them pass."""
     parts: Mapping[str, Points]
     aliases: tuple[str, ...] = ()
+    reads_documents: bool = True
+    """False: retrieved text changes no score, so nobody needs to send it."""
     compares: bool = False
     """Whether a part compares the responses of a group, which must be all of one question then."""
     asks: Literal["judge", "remote"] | None = None
@@ -52,6 +54,7 @@ class Rules:
             description=self.description,
             parts=tuple(self.parts),
             aliases=self.aliases,
+            reads_documents=self.reads_documents,
             compares=self.compares,
         )
 
@@ -65,12 +68,14 @@ _ALWAYS = (
         "format error.",
         OWN_TEXT_CHECKS,
         {"answer_f1": each(f1_if_format_right), "format": penalty(-1.0)},
+        reads_documents=False,
     ),
     Rules(
         "searcher-stage1",
         "0.5 for a search that was really made, 0.5 for the right format; a right answer earns nothing.",
         OWN_TEXT_CHECKS,
         {"search": searched(0.5), "format": bonus(0.5)},
+        reads_documents=False,
     ),
     Rules(
         "searcher-budget",
@@ -79,12 +84,14 @@ _ALWAYS = (
         OWN_TEXT_CHECKS,
         {"answer_f1": each(f1_if_format_right), "format": penalty(-1.0), "fewest_searches": fewest_searches(0.25)},
         compares=True,
+        reads_documents=False,
     ),
     Rules(
         "searcher-price",
         "As `searcher`; and each search costs 0.05, all of them at most half of the F1.",
         OWN_TEXT_CHECKS,
         {"answer_f1": each(f1_if_format_right), "format": penalty(-1.0), "search_price": search_price(0.05)},
+        reads_documents=False,
     ),
     Rules(
         "r1-searcher-qwen",
@@ -135,6 +142,7 @@ JUDGED = Rules(
     OWN_TEXT_CHECKS,
     {"answer_judge": judged_right, "answer_f1": f1_if_not_judged, "format": penalty(-1.0)},
     asks="judge",
+    reads_documents=False,
 )
 REMOTE = Rules(
     "remote",

@@ -12,7 +12,7 @@ from statistics import fmean
 
 import httpx
 import pytest
-from fastapi import FastAPI
+from fastapi import FastAPI, Request, Response
 from prometheus_client import REGISTRY
 
 import services.reward.app as reward_app
@@ -96,6 +96,22 @@ async def test_the_rule_sets_are_listed() -> None:
         listed = [RuleSet.model_validate(row) for row in await client.get("/v1/rules")]
 
     assert {rules.name: rules.parts for rules in listed} == {name: tuple(rules.parts) for name, rules in RULES.items()}
+
+
+@pytest.mark.parametrize(("rules", "is_sent"), [("searcher", False), ("r1-searcher-qwen", True)])
+async def test_documents_are_sent_to_rules_that_read_them_only(rules: str, is_sent: bool) -> None:
+    app, sent = create_app(RewardSettings()), list[bytes]()
+
+    @app.middleware("http")
+    async def overhear(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
+        sent.append(await request.body())
+        return await call_next(request)
+
+    async with running(app) as client:
+        (scored,) = await client.score([trajectory("Paris")], rules=rules)
+
+    assert scored.total == 1.0
+    assert (b"begin_of_documents" in sent[-1]) is is_sent
 
 
 async def test_an_unknown_rule_set_is_the_callers_mistake() -> None:

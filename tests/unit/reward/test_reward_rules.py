@@ -288,8 +288,17 @@ def test_a_tag_added_anywhere_to_a_good_response_earns_nothing(data: st.DataObje
 def test_retrieved_text_neither_costs_nor_earns_anything(texts: list[str], retrieved: str) -> None:
     other = [retrieved if at % 2 else text for at, text in enumerate(texts)]
 
-    for rules in ("searcher", "searcher-stage1"):
+    for rules in (rules.name for rules in RULES.values() if not rules.reads_documents):
         assert score(item(*other), rules) == score(item(*texts), rules)
+
+
+def test_our_rules_read_no_documents_and_the_published_ones_do() -> None:
+    assert {name for name, rules in RULES.items() if not rules.reads_documents} == {
+        "searcher",
+        "searcher-stage1",
+        "searcher-budget",
+        "searcher-price",
+    }
 
 
 @given(anything, st.data())
