@@ -128,8 +128,14 @@ def dots(
         ]
         for _, y, (low, high) in drawn:
             axes.plot([low, high], [y, y], color=one.colour, linewidth=1.6, alpha=0.55, solid_capstyle="butt")
-        x, y = [value for value, _, _ in drawn], [y for _, y, _ in drawn]
-        axes.plot(x, y, "o", color=one.colour, markersize=4.5, label=_shortened(one.label))
+        axes.plot(
+            [value for value, _, _ in drawn],
+            [y for _, y, _ in drawn],
+            "o",
+            color=one.colour,
+            markersize=4.5,
+            label=_shortened(one.label),
+        )
     for border in range(1, len(rows)):
         axes.axhline(border - 0.5, color=Colour.LINE, linewidth=0.8)
     low, high = x_range

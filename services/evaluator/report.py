@@ -348,7 +348,7 @@ def _search_plot(system: str, rows: Iterable[EvaluatedQuestion], colour: Colour)
 def _dots(label: str, name: str, metrics: Sequence[Metrics | None], colour: Colour) -> Dots:
     intervals = [one.intervals.get(name) if one is not None else None for one in metrics]
     values = [None if one is None else getattr(one, name) for one in metrics]
-    return Dots(label, values, [i and (i.low, i.high) for i in intervals], colour)
+    return Dots(label, values, [None if i is None else (i.low, i.high) for i in intervals], colour)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -366,12 +366,12 @@ def render_markdown(report: Report) -> str:
         if found:
             sections += [f"## {title}", _markdown_parts(names, found)]
     if outcomes := found_and_right(report):
-        header = ("system", "all evidence retrieved", "cover-EM of these", "not all", "cover-EM of these")
         rows = [(_text(name), f"{n:,}", figure(x, 3), f"{m:,}", figure(y, 3)) for name, n, x, m, y in outcomes]
+        header = ("system", "all evidence retrieved", "cover-EM of these", "not all", "cover-EM of these")
         sections += ["## What came of the evidence", _table(header, rows)]
     if report.comparisons:
-        header = ("a", "b", "figure", "questions", "b − a", "95 % interval", "p")
-        sections += ["## Compared on the same questions", _table(header, map(_comparison_cells, report.comparisons))]
+        columns = ("a", "b", "figure", "questions", "b − a", "95 % interval", "p")
+        sections += ["## Compared on the same questions", _table(columns, map(_comparison_cells, report.comparisons))]
     if report.published:
         sections += ["## Published", *_markdown_published(report)]
     for kind in examples([row for row in report.questions if row.system == shown_system(report).system.name]):
