@@ -252,18 +252,18 @@ class Engine:
                 else:
                     caller.set_result(outcome)
 
-    def _give_up(self, job: Waiting) -> None:
-        """Unless somebody boarded in this very moment who can still be served. Called in the event loop."""
-        waited = self._clock() - job.since
+    def _give_up(self, job: Waiting, deadline: float) -> None:
+        """Called in the event loop. Unless somebody boarded in this very moment who has more time than `deadline`."""
         if job.is_left:
             del self._flights[job.key]
             metrics.REJECTED.labels("cancelled").inc()
-        elif job.deadline < self._clock():
-            metrics.REJECTED.labels("expired").inc()
-            self._settle([job], [Overloaded(f"waited {waited:.1f} s", retry_after_seconds=waited)])
-        else:
+        elif deadline < job.deadline:
             job.taken = False
             self._enqueue([job], job.requests[-1])
+        else:
+            metrics.REJECTED.labels("expired").inc()
+            waited = self._clock() - job.since
+            self._settle([job], [Overloaded(f"waited {waited:.1f} s", retry_after_seconds=waited)])
 
     def _share(self, jobs: Sequence[Waiting], outcomes: Sequence[Hits]) -> None:
         assert self.shared_cache is not None
@@ -277,7 +277,7 @@ class Engine:
     def _run(self) -> None:
         while self._wait():
             self._do_errands()
-            wanted = [job for job in self._take() if self._is_wanted(job)]
+            wanted = self._wanted(self._take())
             self._in_hand = len(wanted)
             for (corpus, k), jobs in _alike(wanted).items():
                 self._answer(corpus, k, jobs)
@@ -305,15 +305,26 @@ class Engine:
             except Exception as error:  # whoever sent for it gets it, and the thread lives on
                 errand.done.set_exception(error)
 
-    def _is_wanted(self, job: Waiting) -> bool:
-        """Neither left by all its callers nor too late; else it is dropped before it costs anything."""
-        metrics.QUEUE_SECONDS.observe(self._busy_since - job.since)
-        if job.is_left or (job.deadline < self._busy_since and not job.is_begun):
-            self._loop.call_soon_threadsafe(self._give_up, job)
-            return False
-        for request in job.requests:
+    def _wanted(self, batch: list[Waiting]) -> list[Waiting]:
+        """Without those that nobody waits for any more, and those whose deadline will be over when the batch is done:
+        they are dropped before they cost anything. Unless that were all: an estimate that is wrong must be mended."""
+        done_at = self._busy_since + len(batch) * self._seconds_per_query
+        wanted, too_late = list[Waiting](), list[Waiting]()
+        for job in batch:
+            metrics.QUEUE_SECONDS.observe(self._busy_since - job.since)
+            if job.is_left:
+                self._loop.call_soon_threadsafe(self._give_up, job, float("-inf"))
+            elif job.is_begun or done_at <= job.deadline:
+                wanted.append(job)
+            else:
+                too_late.append(job)
+        if not wanted and too_late and self._busy_since <= too_late[0].deadline:
+            wanted.append(too_late.pop(0))
+        for job in too_late:
+            self._loop.call_soon_threadsafe(self._give_up, job, job.deadline)
+        for request in {request for job in wanted for request in job.requests}:
             request.begun = True
-        return True
+        return wanted
 
     def _answer(self, corpus: Corpus, k: int, jobs: list[Waiting]) -> None:
         self._busy_since = self._clock()

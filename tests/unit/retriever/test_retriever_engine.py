@@ -351,6 +351,28 @@ async def test_a_query_whose_deadline_is_over_is_given_up_unsearched(
     assert toy.batches == [["1"]]
 
 
+async def test_a_query_that_its_batch_would_answer_too_late_leaves_its_place_to_others(
+    engine: Engine, corpus: Corpus, toy: ToyIndex
+) -> None:
+    toy.let_go.set()
+    toy.seconds_per_search = 4.0
+    await ask(engine, corpus, "1")
+    toy.let_go.clear()
+    toy.began.acquire()
+    toy.seconds_per_search = 20.0
+    first = ask(engine, corpus, "2")
+    await begun(toy)
+    has_time, has_none = ask(engine, corpus, "3"), ask(engine, corpus, "4", seconds=30.0)
+    await asyncio.sleep(0)
+    toy.let_go.set()
+
+    # After 20 s a query is believed to cost 4 + 0.2 * (20 - 4) = 7.2 s, so a batch of two ends after 34.4 s.
+    assert await asyncio.gather(first, has_time) == [[[2]], [[3]]]
+    with pytest.raises(Overloaded, match="waited"):
+        await has_none
+    assert toy.batches == [["1"], ["2"], ["3"]]
+
+
 async def test_a_request_once_begun_is_finished_however_long_it_takes(corpus: Corpus, toy: ToyIndex) -> None:
     engine = engine_of(toy, max_batch=1)
     toy.seconds_per_search = 50.0
