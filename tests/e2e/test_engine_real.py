@@ -213,12 +213,15 @@ async def test_its_openai_route_can_be_evaluated_like_any_models(engine: EngineC
     async with ChatClient(f"{server.url}/v1", served["id"]) as model:
         told = await converse(QUESTION, plan, model, ToyRetriever())  # type: ignore[arg-type]
         cut_off = await converse(long, plan, model, ToyRetriever())  # type: ignore[arg-type]
-        first, *_ = (await model.complete([{"role": "user", "content": "?"}], max_tokens=4, temperature=0.0)).text
-        stopped = await model.complete([{"role": "user", "content": "?"}], max_tokens=4, temperature=0.0, stop=(first,))
+        chat = [{"role": "user", "content": "?"}]
+        said = await model.complete(chat, max_tokens=64, temperature=1.0, seed=1)
+        letter = next(letter for letter in said.text if letter.isascii() and letter.isprintable())
+        stopped = await model.complete(chat, max_tokens=64, temperature=1.0, seed=1, stop=(letter,))
 
     assert (told.stop_reason, told.num_tokens) == (StopReason.OUT_OF_TOKENS, 16)
     assert (cut_off.stop_reason, cut_off.segments) == (StopReason.OUT_OF_TOKENS, [])
-    assert (stopped.text, stopped.finish_reason) == ("", "stop")
+    assert (stopped.text, stopped.finish_reason) == (said.text.partition(letter)[0], "stop")
+    assert said.num_context_tokens > said.num_tokens > stopped.num_tokens
 
 
 async def test_every_token_of_an_interrupted_turn_is_of_the_weights_it_names(
