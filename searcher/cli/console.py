@@ -12,8 +12,8 @@ from searcher.contracts.errors import SearcherError, UpstreamUnavailable
 # A terminal belongs to the person in front of it: clients' notes about retries would tear live tables apart.
 structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
 
-console = Console(highlight=False)
-errors = Console(stderr=True, highlight=False)
+console = Console(highlight=False, emoji=False)
+errors = Console(stderr=True, highlight=False, emoji=False)
 
 BLOCKS = "▁▂▃▄▅▆▇█"
 
