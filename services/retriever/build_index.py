@@ -60,8 +60,9 @@ from services.retriever.manifest import (
     read_manifest,
     verify,
 )
-from services.retriever.nearest import Matrix, Quantised, half_vectors, train_codes, write_codes, write_half_vectors
+from services.retriever.nearest import Quantised, half_vectors, train_codes, write_codes, write_half_vectors
 from services.retriever.opening import ENCODER_FOLDER, RERANKER_FOLDER, open_index, reranked
+from services.retriever.products import Matrix
 from services.retriever.recall import Trial, read_questions, sample_queries, tuned
 from services.retriever.rerank import read_reranker_card
 

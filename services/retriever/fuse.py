@@ -7,7 +7,8 @@ import numpy as np
 
 from services.retriever.index import Index
 from services.retriever.manifest import HybridFacts
-from services.retriever.nearest import NOTHING, Rows, Scores
+from services.retriever.nearest import NOTHING
+from services.retriever.products import Rows, Scores
 
 
 class HybridIndex:

@@ -14,7 +14,8 @@ import numpy as np
 
 from searcher.contracts.errors import InvalidInput
 from services.retriever.encoder import Vectors
-from services.retriever.nearest import Matrix, Rows, Scores, best_of
+from services.retriever.nearest import best_of
+from services.retriever.products import Matrix, Rows, Scores
 
 FAISS_PACKAGES = ("faiss-cpu", "faiss-gpu", "faiss-gpu-cuvs", "faiss-gpu-cu12", "faiss-gpu-cu11")
 _CONVERTED_BYTES = 4 * 1024**3

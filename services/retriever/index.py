@@ -18,7 +18,8 @@ from services.retriever import metrics
 from services.retriever.encoder import Encoder, Vectors
 from services.retriever.gpu import GpuFlat, check_one_faiss, num_gpus
 from services.retriever.manifest import Bm25Facts, DenseFacts, FlatFacts, Fp16Facts
-from services.retriever.nearest import NOTHING, Flat, Fp16, Nearest, Quantised, Rows, Scores, half_vectors
+from services.retriever.nearest import NOTHING, Flat, Fp16, Nearest, Quantised, half_vectors
+from services.retriever.products import Rows, Scores
 
 __all__ = ["NOTHING", "Bm25Index", "DenseIndex", "Index", "Rows", "Scores", "open_nearest"]
 

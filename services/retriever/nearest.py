@@ -22,16 +22,12 @@ from numpy.typing import NDArray
 
 from services.retriever import metrics
 from services.retriever.encoder import Vectors
+from services.retriever.products import BLOCK_ROWS, Matrix, Products, Rows, Scores
 
-Rows = NDArray[np.int64]
-Scores = NDArray[np.float32]
-Matrix = NDArray[np.float32] | NDArray[np.float16]
 AnyMatrix = TypeVar("AnyMatrix", NDArray[np.float32], NDArray[np.float16])
 
 NOTHING = -1
 """A row that fills up a result list: fewer passages than k were found."""
-BLOCK_ROWS = 16_384
-"""Rows that are multiplied at once: enough to keep the cores busy, few enough for the products to stay in the cache."""
 
 
 class Nearest(Protocol):
@@ -45,82 +41,65 @@ class Nearest(Protocol):
 
 
 class Flat:
-    """Each thread searches its share of the rows, so that none waits for another before the end. There are two ways
-    through a share. A few queries: each scans it, which the memory's speed bounds. Many: matrix products, which the
-    arithmetic bounds. Where the second begins to win is measured at start."""
+    """Two ways through the matrix. A few queries scan it, each thread its share of the rows, which the memory's speed
+    bounds. Many are multiplied with it, which the arithmetic bounds. Where that begins to win is measured at start."""
 
     def __init__(self, vectors_ND: Vectors, *, num_threads: int) -> None:
         self._vectors_ND, self._num_threads = vectors_ND, num_threads
         self._threads = _threads(num_threads)
+        self._products = Products(vectors_ND.shape[1], "float32", num_threads=num_threads)
         _set_up_faiss(num_threads)
         sample_ND = _sample(vectors_ND)
         self.product_from_queries = _crossover(
             "flat",
             sample_ND,
-            scan=lambda queries_QD: self._search(queries_QD, sample_ND, _CALIBRATION_K, _NEVER_BLAS),
-            multiply=lambda queries_QD: self._search(queries_QD, sample_ND, _CALIBRATION_K, _ALWAYS_BLAS),
+            scan=lambda queries_QD: self._scan(queries_QD, sample_ND, _CALIBRATION_K),
+            multiply=lambda queries_QD: self._products.search(queries_QD, sample_ND, _CALIBRATION_K),
         )
-        metrics.BLAS_THRESHOLD.set(self.product_from_queries * vectors_ND.shape[1])
 
     def search(self, queries_QD: Vectors, k: int) -> tuple[Scores, Rows]:
-        blas_threshold = _ALWAYS_BLAS if len(queries_QD) >= self.product_from_queries else _NEVER_BLAS
-        return self._search(queries_QD, self._vectors_ND, min(k, len(self._vectors_ND)), blas_threshold)
+        search = self._products.search if len(queries_QD) >= self.product_from_queries else self._scan
+        return search(queries_QD, self._vectors_ND, min(k, len(self._vectors_ND)))
 
-    def _search(self, queries_QD: Vectors, vectors_ND: Vectors, k: int, blas_threshold: int) -> tuple[Scores, Rows]:
-        """faiss' own way of sharing a search among threads is slower than one thread for a single query, and waits for
-        the slowest thread at every block for many."""
+    def _scan(self, queries_QD: Vectors, vectors_ND: Vectors, k: int) -> tuple[Scores, Rows]:
+        """faiss' own way of sharing one query among threads is slower than one thread."""
         import faiss
 
-        faiss.cvar.distance_compute_blas_threshold = blas_threshold
         shares = np.linspace(0, len(vectors_ND), self._num_threads + 1).astype(int).tolist()
 
-        def search_share(share: tuple[int, int]) -> tuple[Scores, Rows]:
+        def scan_share(share: tuple[int, int]) -> tuple[Scores, Rows]:
             start, stop = share
             part_ND = vectors_ND[start:stop]
             found = faiss.knn(queries_QD, part_ND, min(k, len(part_ND)), metric=faiss.METRIC_INNER_PRODUCT)
             return found[0], found[1] + start
 
-        found = self._threads.map(search_share, [share for share in pairwise(shares) if share[1] > share[0]])
+        found = self._threads.map(scan_share, [share for share in pairwise(shares) if share[1] > share[0]])
         return best_of(list(found), k)
 
 
 class Fp16:
-    """Codes are 16-bit floats. A few queries scan them as they are; for many, block by block becomes a matrix again."""
+    """Codes are 16-bit floats. A few queries scan them as they are; for many they are widened block by block."""
 
     def __init__(self, path: Path, *, num_threads: int) -> None:
         self._codes = read_codes(path)
-        _set_up_faiss(num_threads)
         self._vectors_ND = half_vectors(path, dim=self._codes.d)
+        self._products = Products(self._codes.d, "float16", num_threads=num_threads)
+        _set_up_faiss(num_threads)
         sample_ND = _sample(self._vectors_ND)
         sample = _fp16_codes(sample_ND)
         self.product_from_queries = _crossover(
             "fp16",
             sample_ND,
             scan=lambda queries_QD: sample.search(queries_QD, _CALIBRATION_K),
-            multiply=lambda queries_QD: exact(queries_QD, sample_ND, _CALIBRATION_K),
+            multiply=lambda queries_QD: self._products.search(queries_QD, sample_ND, _CALIBRATION_K),
         )
 
     def search(self, queries_QD: Vectors, k: int) -> tuple[Scores, Rows]:
         k = min(k, len(self._vectors_ND))
         if len(queries_QD) >= self.product_from_queries:
-            return exact(queries_QD, self._vectors_ND, k)
+            return self._products.search(queries_QD, self._vectors_ND, k)
         scores_QK, rows_QK = self._codes.search(queries_QD, k)
         return scores_QK, rows_QK
-
-
-def exact(queries_QD: Vectors, vectors_ND: Matrix, k: int) -> tuple[Scores, Rows]:
-    """By matrix products alone, a block at a time: for vectors of any float type, and any number of them."""
-    import faiss
-
-    best: tuple[Scores, Rows] | None = None
-    for start in range(0, len(vectors_ND), BLOCK_ROWS):
-        block = np.asarray(vectors_ND[start : start + BLOCK_ROWS], dtype=np.float32)
-        faiss.cvar.distance_compute_blas_threshold = _ALWAYS_BLAS
-        scores_QK, rows_QK = faiss.knn(queries_QD, block, min(k, len(block)), metric=faiss.METRIC_INNER_PRODUCT)
-        found = (scores_QK, rows_QK + start)
-        best = best_of([best, found], k) if best else found
-    assert best is not None
-    return best
 
 
 def best_of(found: list[tuple[Scores, Rows]], k: int) -> tuple[Scores, Rows]:
@@ -269,9 +248,8 @@ def _fp16_codes(vectors_ND: Matrix) -> Any:
 # ---------------------------------------------------------------------------------------------------------------------
 # What faiss must be told
 
-_ALWAYS_BLAS, _NEVER_BLAS = 1, 2**31 - 1
-"""faiss multiplies matrices when queries x dimensions reaches the threshold, and scans once per query below it. Its
-own threshold was tuned on data that fits into the cache, and is far too high for a larger index."""
+_ALWAYS_SCAN = 2**31 - 1
+"""Queries x dimensions up to which faiss scans. Its own switch to products is not used, see `products`."""
 _CALIBRATION_BYTES = 64 * 1024 * 1024
 _CALIBRATION_BATCHES = (1, 2, 4, 8, 16, 32)
 _CALIBRATION_SECONDS = 1.0
@@ -282,8 +260,7 @@ def _set_up_faiss(num_threads: int) -> None:
     import faiss
 
     faiss.omp_set_num_threads(num_threads)
-    faiss.cvar.distance_compute_blas_threshold = _ALWAYS_BLAS
-    faiss.cvar.distance_compute_blas_database_bs = BLOCK_ROWS
+    faiss.cvar.distance_compute_blas_threshold = _ALWAYS_SCAN
 
 
 def _threads(num_threads: int) -> ThreadPoolExecutor:
@@ -311,6 +288,7 @@ def _crossover(
     key = (kind, sample_ND.shape[1])
     if key not in _measured:
         _measured[key] = _measure(sample_ND, scan, multiply)
+        metrics.BLAS_THRESHOLD.set(_measured[key] * sample_ND.shape[1])
     return _measured[key]
 
 

@@ -14,7 +14,8 @@ from searcher.contracts.errors import InvalidInput
 from services.retriever.corpus import PassageStore
 from services.retriever.encoder import Vectors
 from services.retriever.manifest import Recall
-from services.retriever.nearest import NOTHING, Matrix, Nearest, Quantised, Rows, Scores, exact
+from services.retriever.nearest import NOTHING, Nearest, Quantised
+from services.retriever.products import Matrix, Rows, Scores, exact
 
 K = 10
 NUM_QUERIES = 256

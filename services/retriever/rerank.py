@@ -19,7 +19,8 @@ from services.retriever.corpus import PassageStore, searchable_text
 from services.retriever.encoder import MODEL_FILE, TOKENIZER_FILE, onnx_session
 from services.retriever.index import Index
 from services.retriever.manifest import RerankerCard
-from services.retriever.nearest import NOTHING, Rows, Scores
+from services.retriever.nearest import NOTHING
+from services.retriever.products import Rows, Scores
 
 CARD_FILE = "reranker.json"
 _BATCH_PAIRS = 16

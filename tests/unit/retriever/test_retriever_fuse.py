@@ -5,7 +5,8 @@ import pytest
 
 from services.retriever.fuse import HybridIndex, fused
 from services.retriever.manifest import EncoderCard, FlatFacts, HybridFacts, Pooling
-from services.retriever.nearest import NOTHING, Rows, Scores
+from services.retriever.nearest import NOTHING
+from services.retriever.products import Rows, Scores
 
 CARD = EncoderCard(name="toy", weights_sha256="0" * 64, dim=2, pooling=Pooling.MEAN, max_tokens=8)
 

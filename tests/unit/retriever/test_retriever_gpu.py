@@ -7,7 +7,7 @@ import pytest
 from searcher.contracts.errors import InvalidInput
 from services.retriever import gpu
 from services.retriever.gpu import GpuFlat, check_one_faiss, parts_of
-from services.retriever.nearest import Matrix
+from services.retriever.products import Matrix
 
 VECTORS = np.random.default_rng(0).standard_normal((100, 8)).astype(np.float32)
 

@@ -12,7 +12,6 @@ from services.retriever.nearest import (
     Fp16,
     Quantised,
     best_of,
-    exact,
     half_vectors,
     train_codes,
     write_codes,
@@ -79,15 +78,6 @@ def test_a_crossover_is_measured_once_per_shape(monkeypatch: pytest.MonkeyPatch)
     assert crossovers == [4, 4]  # 4 queries scan in 12 s and multiply in 10; 2 scan in 6
     assert max(batches) == 4
     assert len(batches) == 3 * 2 * 2
-
-
-def test_exact_search_in_blocks_is_the_search_in_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(nearest, "BLOCK_ROWS", 700)
-    queries = unit_vectors(3, seed=1)
-
-    _, rows = exact(queries, VECTORS, 9)
-
-    assert rows.tolist() == by_hand(queries, 9).tolist()
 
 
 def test_the_best_of_several_lists_are_in_order_and_equals_by_row() -> None:

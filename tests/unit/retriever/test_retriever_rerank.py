@@ -7,7 +7,8 @@ import pytest
 
 from searcher.contracts.errors import InvalidInput
 from services.retriever.corpus import PassageStore, write_passages
-from services.retriever.nearest import NOTHING, Rows, Scores
+from services.retriever.nearest import NOTHING
+from services.retriever.products import Rows, Scores
 from services.retriever.rerank import OnnxReranker, RerankedIndex, read_reranker_card
 
 
