@@ -6,7 +6,8 @@ Everything is linear in its input: a policy may answer with a megabyte of anythi
 import re
 import string
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 
 from searcher.qa.tags import ANSWER_CLOSE, ANSWER_OPEN
@@ -34,16 +35,36 @@ def normalize_answer(text: str) -> str:
     return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
 
 
+@dataclass(frozen=True, slots=True)
+class Match:
+    """How well an answer fits the golds, by the three published measures at once."""
+
+    em: float
+    cover_em: float
+    f1: float
+
+
+def match(prediction: Answer, golds: Golds) -> Match:
+    """Equal to `exact_match`, `cover_exact_match` and `f1`, with everything normalised once."""
+    predicted, wanted = _normalized(prediction), tuple(_normalized_golds(golds))
+    if predicted and predicted in wanted:
+        return Match(1.0, 1.0, 1.0)
+    return Match(float(predicted in wanted), _covers(predicted, wanted), _f1(predicted, wanted))
+
+
 def exact_match(prediction: Answer, golds: Golds) -> float:
-    predicted = _normalized(prediction)
-    return float(any(predicted == gold for gold in _normalized_golds(golds)))
+    return float(_normalized(prediction) in _normalized_golds(golds))
 
 
 def cover_exact_match(prediction: Answer, golds: Golds) -> float:
     """1 if every word of a gold answer is among the prediction's words, in any order and anywhere ("York New")."""
+    return _covers(_normalized(prediction), _normalized_golds(golds))
+
+
+def _covers(predicted: str, golds: Iterable[str]) -> float:
     # Splitting "" at " " gives [""], so a gold of articles only is covered by an empty prediction and by no other.
-    predicted = set(_normalized(prediction).split(" "))
-    return float(any(predicted.issuperset(gold.split(" ")) for gold in _normalized_golds(golds)))
+    words = set(predicted.split(" "))
+    return float(any(words.issuperset(gold.split(" ")) for gold in golds))
 
 
 def cover_exact_match_strict(prediction: Answer, golds: Golds) -> float:
@@ -62,9 +83,12 @@ def search_r1_exact_match(prediction: Answer, golds: Golds) -> float:
 
 def f1(prediction: Answer, golds: Golds) -> float:
     """F1 over the words with their counts; yes, no and noanswer are right or wrong as a whole."""
-    predicted = _normalized(prediction)
+    return _f1(_normalized(prediction), tuple(_normalized_golds(golds)))
+
+
+def _f1(predicted: str, golds: Sequence[str]) -> float:
     words = predicted.split()
-    if words and any(predicted == gold for gold in _normalized_golds(golds)):
+    if words and predicted in golds:
         return 1.0
     counts = Counter(words)
 
@@ -78,7 +102,7 @@ def f1(prediction: Answer, golds: Golds) -> float:
         precision, recall = num_same / len(words), num_same / len(gold_words)
         return 2 * precision * recall / (precision + recall)
 
-    return max(against(gold) for gold in _normalized_golds(golds))
+    return max(against(gold) for gold in golds)
 
 
 def _normalized(answer: Answer) -> str:

@@ -8,14 +8,12 @@ from services.reward.response import Group, Response
 
 def f1_if_format_right(response: Response) -> float:
     """A response without an answer has the format wrong, so it never reaches the F1."""
-    return 0.0 if response.errors else response.f1
+    return 0.0 if response.errors else response.match.f1
 
 
 def is_right(response: Response) -> bool:
     """For rules that compare searches: the format is right, and a gold answer is covered by the (so short) answer."""
-    return (
-        not response.errors and response.answer is not None and bool(cover_exact_match(response.answer, response.golds))
-    )
+    return not response.errors and bool(response.match.cover_em)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 
 from searcher.contracts.errors import InvalidInput, SearcherError
 from searcher.contracts.score import Score, ScoreItem, Verdict
-from searcher.qa.answer import cover_exact_match, exact_match
 from services.reward.response import Group, Points, Response
 from services.reward.rules import Rules
 
@@ -50,14 +49,14 @@ def _points(part: Points, group: Group, name: str) -> Sequence[float]:
 
 
 def _score(response: Response, parts: dict[str, float], verdict: Verdict | None) -> Score:
-    answer, golds = response.answer, response.golds
+    match = response.match
     return Score(
         total=sum(parts.values()),
         parts=parts,
-        answer=answer,
-        em=0.0 if answer is None else exact_match(answer, golds),
-        cover_em=0.0 if answer is None else cover_exact_match(answer, golds),
-        f1=response.f1,
+        answer=response.answer,
+        em=match.em,
+        cover_em=match.cover_em,
+        f1=match.f1,
         format_ok=not response.errors,
         format_errors=response.errors,
         judge=verdict,

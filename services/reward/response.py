@@ -10,10 +10,10 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from typing import Any, Generic, TypeVar
 
 from searcher.contracts.score import ScoreItem, Verdict
-from searcher.qa.answer import extract_answer, f1
+from searcher.qa.answer import Match, extract_answer, match
 from searcher.qa.tags import ANSWER_CLOSE, ANSWER_OPEN, DOCUMENTS_CLOSE, DOCUMENTS_OPEN, TAGS
 
 END_MARKERS = ("<|endoftext|>", "<|im_end|>", "<|eot_id|>", "<|end_of_text|>", "</s>")
@@ -25,12 +25,31 @@ _PUBLISHED_TAG = re.compile(
 )
 
 
+NO_MATCH = Match(em=0.0, cover_em=0.0, f1=0.0)
+
+T = TypeVar("T")
+
+
+class computed(Generic[T]):  # noqa: N801  (it stands where @cached_property would)
+    """`functools.cached_property` without Python 3.11's lock, which costs more than most of what is kept here."""
+
+    def __init__(self, function: Callable[[Any], T]) -> None:
+        self.function, self.__doc__ = function, function.__doc__
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    def __get__(self, instance: Any, owner: type | None = None) -> T:
+        value = instance.__dict__[self.name] = self.function(instance)
+        return value
+
+
 @dataclass(frozen=True)
 class Response:
     item: ScoreItem
     checks: tuple["Check", ...] = ()
 
-    @cached_property
+    @computed
     def turns(self) -> tuple[str, ...]:
         """What the policy wrote before, between and after documents. The last turn is "" if it wrote nothing more."""
         turns: list[str] = []
@@ -45,34 +64,35 @@ class Response:
             was_given = segment.source != "policy"
         return (*turns, _without_end_markers("".join(written)))
 
-    @cached_property
+    @computed
     def own_text(self) -> str:
         """The policy's turns. A blank line stands where documents were, so that no tag can span them."""
         return "\n\n".join(self.turns)
 
-    @cached_property
+    @computed
     def answer(self) -> str | None:
         """What the policy answered, from its own text; None if it did not, or if it says nothing."""
         return _canonical(extract_answer(self.own_text) or "") or None
 
-    @cached_property
+    @computed
     def golds(self) -> tuple[str, ...]:
         return tuple(_canonical(gold) for gold in self.item.answers)
 
-    @cached_property
-    def f1(self) -> float:
-        return 0.0 if self.answer is None else f1(self.answer, self.golds)
+    @computed
+    def match(self) -> Match:
+        """Of the answer with the golds; nothing matches where there is none."""
+        return NO_MATCH if self.answer is None else match(self.answer, self.golds)
 
-    @cached_property
+    @computed
     def errors(self) -> tuple[str, ...]:
         """Names of the format checks that fail, in their order."""
         return tuple(check.name for check in self.checks if not check.passes(self))
 
-    @cached_property
+    @computed
     def solution(self) -> str:
         return _without_end_markers("".join(segment.text for segment in self.item.segments)).lstrip()
 
-    @cached_property
+    @computed
     def published_answer(self) -> str | None:
         """As the published servers take it from the solution: unlike `answer`, with both tags in any order, closed or
         not; None where either is missing."""
@@ -84,7 +104,7 @@ class Response:
         closed = solution.find(ANSWER_CLOSE, start)
         return solution[start : closed if closed >= 0 else None].strip()
 
-    @cached_property
+    @computed
     def published_tags(self) -> Counter[str]:
         """How often each tag stands in the solution, document tags by what follows them too."""
         return Counter(_PUBLISHED_TAG.findall(self.solution))
