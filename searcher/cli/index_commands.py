@@ -7,9 +7,7 @@ import typer
 
 
 def build_index(
-    corpus: Annotated[
-        Path, typer.Argument(help="JSONL with id, title, text (or contents), or TSV; gzipped or not.")
-    ],
+    corpus: Annotated[Path, typer.Argument(help="JSONL with id, title, text (or contents), or TSV; gzipped or not.")],
     out: Annotated[Path, typer.Option(help="Directory of the index.")],
     kind: Annotated[
         str, typer.Option(help="bm25 (words); flat, fp16, pqfs, rabitq, ivf (vectors); auto (what fits this machine).")
