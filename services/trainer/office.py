@@ -195,6 +195,8 @@ class Office:
     async def close(self, outcome: Outcome) -> None:
         """Workers shall look elsewhere; a stopped run keeps its streams."""
         await self.evaluations.settle()
+        if figures := self.evaluations.take():  # of an evaluation alongside the last steps: no line comes after them
+            self._write_line(int(figures["eval/step"]), figures)
         await self.evaluations.close()
         forget = streams.forget if outcome is Outcome.DONE else streams.deactivate
         try:

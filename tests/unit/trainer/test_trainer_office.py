@@ -234,6 +234,19 @@ async def test_an_evaluation_alongside_gives_its_figures_to_a_later_line_under_i
     assert request.version == office.weights and request.version.name == request.weights
 
 
+async def test_the_last_evaluation_alongside_is_waited_for_and_has_a_line_of_its_own(desk: Desk) -> None:
+    desk.alongside = True
+    office = desk.office()
+    await office.publish(WEIGHTS, step=4)
+    await office.evaluate(4)
+    office.record(4, BATCH, REPORT, {})
+
+    await office.close(Outcome.DONE)
+
+    *_, last = desk.run.metrics()
+    assert (last["step"], last["eval/step"], last["eval/f1"]) == (4, 4, 0.5)
+
+
 async def test_weights_stay_published_until_their_evaluation_alongside_is_there(desk: Desk) -> None:
     desk.alongside, desk.evaluator.never = True, True
     office = desk.office()
