@@ -3,7 +3,8 @@
     python -m benchmarks.retriever_cache [--quick]
 
 The trace: steps of 64 questions, 16 samples each. The samples' first query is the same, and they send it at about the
-same time; each later query is drawn from the questions of the data by Zipf's law. 64 connections in a closed loop.
+same time; each later query is drawn from the questions of the data by Zipf's law. A closed loop of
+1,024 connections, one for each sample of a step.
 Without: the cache is off, and every query is made its own by blanks at its end, which the encoder's tokenizer drops, so
 that none is coalesced either. Also without the cache only: copies in flight at once are still searched once.
 """
@@ -22,7 +23,7 @@ from benchmarks.retriever_service import (
     search_body,
 )
 
-CONNECTIONS, SAMPLES, GOAL, GOAL_SEARCHED = 64, 16, 5.0, 1.1
+CONNECTIONS, SAMPLES, GOAL, GOAL_SEARCHED = 1_024, 16, 5.0, 1.1
 
 
 def trace(num_steps: int, groups: int, seed: int) -> list[str]:

@@ -29,7 +29,8 @@ log = structlog.get_logger()
 T = TypeVar("T")
 
 _COST_SMOOTHING = 0.2
-"""Weight of the newest batch in the estimated cost of a query."""
+"""Weight of a full batch in the estimated cost of a query; a smaller batch counts less. A query alone costs more than
+one of many, and it is when many wait that the estimate decides."""
 _PART_OF_DEADLINE = 0.8
 """Hits must be there this early: batches vary, and the answer is still to be written and to be read."""
 _LOOK_AGAIN_SECONDS = 0.05
@@ -63,7 +64,7 @@ class Engine:
         shared_cache: SharedCache | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.interactive_queries = interactive_queries
+        self.max_batch, self.interactive_queries = max_batch, interactive_queries
         self.cache = HitCache(cache_entries)
         self.shared_cache = shared_cache
         self._clock = clock
@@ -109,6 +110,10 @@ class Engine:
     def is_proven(self) -> bool:
         """A search succeeded a moment ago."""
         return self._clock() - self._proven_at < _PROOF_SECONDS
+
+    def expect(self, seconds_per_query: float) -> None:
+        """What a query of a full batch costs, measured elsewhere: the first batches are small and cold."""
+        self._seconds_per_query = max(self._seconds_per_query, seconds_per_query)
 
     def prove(self) -> None:
         """The golden query succeeded."""
@@ -345,7 +350,8 @@ class Engine:
     def _learn(self, num_queries: int) -> None:
         """What a query costs. Before their callers are told, lest they find themselves still waiting."""
         cost, known = (self._clock() - self._busy_since) / num_queries, self._seconds_per_query
-        self._seconds_per_query = known + _COST_SMOOTHING * (cost - known) if known else cost
+        weight = _COST_SMOOTHING * num_queries / self._lanes.max_batch
+        self._seconds_per_query = known + weight * (cost - known) if known else cost
         self._queries_per_batch += _COST_SMOOTHING * (num_queries - self._queries_per_batch)
         self._in_hand -= num_queries
         metrics.BATCH_QUERIES.observe(num_queries)

@@ -7,6 +7,7 @@ are not found in the cache any more: its keys carry the index.
 """
 
 import asyncio
+import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -48,6 +49,8 @@ class Shelf:
         self._locations = locations(self.index_dir)
         self._seen = {name: _identity(location) for name, location in self._locations.items()}
         self._corpora = dict(self.library.open_all(self.index_dir))
+        for corpus in set(self._corpora.values()):
+            self.engine.expect(_seconds_per_query(corpus, self.engine.max_batch))
         self.engine.start()
         if self.watch_seconds:
             self._watcher = asyncio.create_task(self._watch())
@@ -146,6 +149,13 @@ def _identity(location: Path) -> Identity | None:
     except OSError:
         return None
     return str(folder), facts.st_ino, facts.st_mtime_ns, facts.st_size
+
+
+def _seconds_per_query(corpus: Corpus, num_queries: int) -> float:
+    """Of a batch of golden queries, which are about as long as questions. Only before the engine runs."""
+    began = time.perf_counter()
+    corpus.index.search([corpus.manifest.golden.query] * num_queries, 3)
+    return (time.perf_counter() - began) / num_queries
 
 
 def _info(name: str, corpus: Corpus) -> CorpusInfo:

@@ -279,6 +279,24 @@ async def test_a_query_is_refused_at_once_when_its_deadline_cannot_be_kept(
     assert await asyncio.gather(*ahead) == [[[2]], [[3]], [[5]]]
 
 
+async def test_a_small_batch_says_little_about_what_queries_of_a_large_one_cost(corpus: Corpus, toy: ToyIndex) -> None:
+    engine = engine_of(toy, max_batch=10)
+    engine.expect(1.0)
+    toy.let_go.set()
+    toy.seconds_per_search = 51.0
+    await ask(engine, corpus, "1")  # weighs a tenth of 0.2: 1 + 0.02 * (51 - 1) = 2 s
+    toy.let_go.clear()
+    toy.began.acquire()
+    first = ask(engine, corpus, "2")
+    await begun(toy)
+
+    with pytest.raises(Overloaded, match=r"1 queries wait, about 2\.0 s"):
+        await ask(engine, corpus, "3", seconds=4.0)
+    toy.let_go.set()
+    await first
+    await engine.close()
+
+
 async def test_whoever_comes_alone_is_served_whatever_the_estimate(
     engine: Engine, corpus: Corpus, toy: ToyIndex
 ) -> None:
@@ -362,11 +380,11 @@ async def test_a_query_that_its_batch_would_answer_too_late_leaves_its_place_to_
     toy.seconds_per_search = 20.0
     first = ask(engine, corpus, "2")
     await begun(toy)
-    has_time, has_none = ask(engine, corpus, "3"), ask(engine, corpus, "4", seconds=30.0)
+    has_time, has_none = ask(engine, corpus, "3"), ask(engine, corpus, "4", seconds=26.0)
     await asyncio.sleep(0)
     toy.let_go.set()
 
-    # After 20 s a query is believed to cost 4 + 0.2 * (20 - 4) = 7.2 s, so a batch of two ends after 34.4 s.
+    # When 20 s are over, a batch of two ends after 28 s or later.
     assert await asyncio.gather(first, has_time) == [[[2]], [[3]]]
     with pytest.raises(Overloaded, match="waited"):
         await has_none
