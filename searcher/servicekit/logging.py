@@ -2,10 +2,21 @@
 
 import logging
 import sys
+from typing import TextIO, cast
 
 import structlog
 
 from searcher.servicekit.settings import SharedSettings
+
+
+class _Stderr:
+    """Whatever `sys.stderr` is now: loggers are kept for good, and what it was may have been replaced and closed."""
+
+    def write(self, text: str) -> int:
+        return sys.stderr.write(text)
+
+    def flush(self) -> None:
+        sys.stderr.flush()
 
 
 def configure_logging(settings: SharedSettings) -> None:
@@ -27,7 +38,7 @@ def configure_logging(settings: SharedSettings) -> None:
     structlog.configure(
         processors=[*shared, *trailing, renderer],
         wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        logger_factory=structlog.PrintLoggerFactory(cast("TextIO", _Stderr())),
         cache_logger_on_first_use=True,
     )
     logging.basicConfig(
