@@ -50,7 +50,7 @@ def raw_loop(index_dir: Path, threads: int, queries: Sequence[str], batch: int) 
 def main() -> None:
     options = arguments(__doc__)
     index_dir = ensure_index(options.index)
-    rounds, num_queries, num_single = (2, 1_500, 150) if options.quick else (5, 2_500, 300)
+    rounds, num_queries, num_single = (2, 1_500, 150) if options.quick else (5, 2_000, 300)
     asked = questions()[: rounds * num_queries]
     raw = partial(in_client_process, raw_loop, index_dir, options.threads)
     rows: list[tuple[object, ...]] = [("round", "batch", "service q/s", "raw q/s", "ratio", "c=1 p50 ms", "raw p50 ms")]
