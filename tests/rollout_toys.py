@@ -230,7 +230,7 @@ def reward_app() -> FastAPI:
 
     @app.get("/v1/rules")
     async def rules() -> list[RuleSet]:
-        return []
+        return [RuleSet(name="searcher", description="a point each", parts=("point",))]
 
     @app.post("/v1/score")
     async def score(request: ScoreRequest) -> ScoreResponse:

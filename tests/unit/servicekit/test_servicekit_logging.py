@@ -10,7 +10,7 @@ log = structlog.get_logger()
 
 
 def test_lines_go_to_stderr(capsys: pytest.CaptureFixture[str]) -> None:
-    configure_logging(SharedSettings())
+    configure_logging(SharedSettings(log_level="INFO"))
 
     log.info("first", answer=42)
 
