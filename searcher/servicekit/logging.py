@@ -9,7 +9,7 @@ import structlog
 from searcher.servicekit.settings import SharedSettings
 
 
-class _Stderr:
+class CurrentStderr:
     """Whatever `sys.stderr` is now: loggers are kept for good, and what it was may have been replaced and closed."""
 
     def write(self, text: str) -> int:
@@ -38,7 +38,7 @@ def configure_logging(settings: SharedSettings) -> None:
     structlog.configure(
         processors=[*shared, *trailing, renderer],
         wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=structlog.PrintLoggerFactory(cast("TextIO", _Stderr())),
+        logger_factory=structlog.PrintLoggerFactory(cast("TextIO", CurrentStderr())),
         cache_logger_on_first_use=True,
     )
     logging.basicConfig(
