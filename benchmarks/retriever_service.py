@@ -133,10 +133,24 @@ class Answer:
     body: bytes = b""
 
 
+class Worker:
+    """A process of its own. What it is given and what it gives must be picklable; what it caches, it keeps."""
+
+    def __enter__(self) -> Self:
+        self._pool = multiprocessing.get_context("spawn").Pool(1)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.terminate()
+
+    def run(self, work: Callable[..., T], *parameters: Any) -> T:
+        return self._pool.apply(work, parameters)
+
+
 def in_client_process(work: Callable[..., T], *parameters: Any) -> T:
-    """Run it in a fresh process; what it gives must be picklable."""
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(work, parameters)
+    """Run it in a fresh process."""
+    with Worker() as worker:
+        return worker.run(work, *parameters)
 
 
 def search_body(query: str, k: int = 3) -> bytes:
@@ -171,6 +185,32 @@ class Connection:
         if self.writer is not None:
             self.writer.close()
             self.writer = None
+
+
+def one_by_one(port: int, bodies: Sequence[bytes]) -> list[float]:
+    """Seconds of each request, on one connection. Blocking: a client's event loop would count as the service's."""
+    seconds = []
+    with socket.create_connection(("127.0.0.1", port)) as connection:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for body in bodies:
+            head = f"POST /v1/search HTTP/1.1\r\nHost: s\r\nContent-Length: {len(body)}\r\n\r\n"
+            began = time.perf_counter()
+            connection.sendall(head.encode() + body)
+            _read_ok(connection)
+            seconds.append(time.perf_counter() - began)
+    return seconds
+
+
+def _read_ok(connection: socket.socket) -> None:
+    head, content = b"", b""
+    while not head:
+        content += connection.recv(65_536)
+        if b"\r\n\r\n" in content:
+            head, _, content = content.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 200 "), head
+    missing = int(head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0]) - len(content)
+    while missing > 0:
+        missing -= len(connection.recv(65_536))
 
 
 def closed_loop(port: int, bodies: Sequence[bytes], connections: int) -> tuple[float, list[Answer]]:

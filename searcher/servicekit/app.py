@@ -9,7 +9,7 @@ import hmac
 import math
 import signal
 from base64 import b64decode
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager
 from types import FrameType
 from typing import Any
@@ -141,7 +141,7 @@ class _TokenMiddleware:
             await self.app(scope, receive, send)
             return
         error = Unauthorized("send the token of SEARCHER_API_KEY_FILE as 'Authorization: Bearer …'")
-        await _response(error, {"WWW-Authenticate": "Bearer"})(scope, receive, send)
+        await error_response(error, {"WWW-Authenticate": "Bearer"})(scope, receive, send)
 
 
 def holds_token(scope: Scope, keys: Iterable[str]) -> bool:
@@ -181,7 +181,7 @@ class _BodyLimitMiddleware:
             return
         announced = next((value for name, value in scope["headers"] if name == b"content-length"), b"0")
         if announced.isdigit() and int(announced) > self.max_bytes:
-            await _response(TooLarge(self.detail), {"Connection": "close"})(scope, receive, send)
+            await error_response(TooLarge(self.detail), {"Connection": "close"})(scope, receive, send)
             return
         received = 0
 
@@ -216,13 +216,11 @@ class _DrainMiddleware:
 def _render_errors(app: FastAPI) -> None:
     @app.exception_handler(SearcherError)
     async def known(request: Request, error: SearcherError) -> Response:
-        if isinstance(error, Unavailable):
-            return _response(error, {"Retry-After": str(max(1, math.ceil(error.retry_after_seconds)))})
-        return _response(error, {})
+        return error_response(error)
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:
-        return _response(InvalidInput(explain(error.errors())), {})
+        return error_response(InvalidInput(explain(error.errors())))
 
     @app.exception_handler(HTTPException)
     async def plain(request: Request, error: HTTPException) -> Response:
@@ -248,5 +246,9 @@ def _explain(problem: dict[str, Any]) -> str:
     return f"{'.'.join(str(part) for part in problem['loc'])}: {problem['msg']} (got {given})"
 
 
-def _response(error: SearcherError, headers: dict[str, str]) -> JSONResponse:
+def error_response(error: SearcherError, headers: Mapping[str, str] | None = None) -> JSONResponse:
+    """What a caller gets to read."""
+    headers = dict(headers or {})
+    if isinstance(error, Unavailable):
+        headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_seconds)))
     return JSONResponse(error.body().model_dump(), error.status, headers)

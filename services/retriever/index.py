@@ -69,7 +69,7 @@ class Bm25Index:
     def search(self, queries: Sequence[str], k: int) -> tuple[Rows, Scores]:
         rows_QK = np.full((len(queries), k), NOTHING, dtype=np.int64)
         scores_QK = np.zeros((len(queries), k), dtype=np.float32)
-        with metrics.STAGE_SECONDS.labels("search").time():
+        with metrics.SEARCH_SECONDS.time():
             for q, query in enumerate(queries):
                 known = [self._model.vocab_dict[word] for word in words(query) if word in self._model.vocab_dict]
                 if known:
@@ -111,9 +111,9 @@ class DenseIndex:
         self._encoder, self._nearest = encoder, nearest
 
     def search(self, queries: Sequence[str], k: int) -> tuple[Rows, Scores]:
-        with metrics.STAGE_SECONDS.labels("encode").time():
+        with metrics.ENCODE_SECONDS.time():
             queries_QD = self._encoder.encode_queries(queries)
-        with metrics.STAGE_SECONDS.labels("search").time():
+        with metrics.SEARCH_SECONDS.time():
             scores_QK, rows_QK = self._nearest.search(queries_QD, k)
         return rows_QK, scores_QK
 

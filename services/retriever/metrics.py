@@ -3,11 +3,13 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from prometheus_client import REGISTRY, Counter, Gauge, Histogram
+from prometheus_client import REGISTRY, Counter, Gauge
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-STAGE_SECONDS = Histogram(
+from searcher.servicekit.metrics import QuickHistogram
+
+STAGE_SECONDS = QuickHistogram(
     "searcher_retriever_stage_seconds",
     "Time per stage: queue (per query), encode and search (per batch), fetch (per request). A growing `queue` means "
     "more load than one engine carries: add replicas. A growing `encode` or `search` at the same batch size means that "
@@ -15,8 +17,10 @@ STAGE_SECONDS = Histogram(
     ["stage"],
     buckets=(0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25),
 )
-QUEUE_SECONDS, FETCH_SECONDS = STAGE_SECONDS.labels("queue"), STAGE_SECONDS.labels("fetch")
-BATCH_QUERIES = Histogram(
+QUEUE_SECONDS, ENCODE_SECONDS, SEARCH_SECONDS, RERANK_SECONDS, FETCH_SECONDS = (
+    STAGE_SECONDS.labels(stage) for stage in ("queue", "encode", "search", "rerank", "fetch")
+)
+BATCH_QUERIES = QuickHistogram(
     "searcher_retriever_batch_queries",
     "Queries that the engine took at once. Always at the maximum: saturated, add replicas. Always 1: little load.",
     buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256, 512),

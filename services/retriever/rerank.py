@@ -84,7 +84,7 @@ class RerankedIndex:
         rows_QC, _ = self._found_by.search(queries, max(k, self._depth))
         rows_QK = np.full((len(queries), k), NOTHING, dtype=np.int64)
         scores_QK = np.zeros((len(queries), k), dtype=np.float32)
-        with metrics.STAGE_SECONDS.labels("rerank").time():
+        with metrics.RERANK_SECONDS.time():
             for q, query in enumerate(queries):
                 rows_C = rows_QC[q][rows_QC[q] != NOTHING]
                 if len(rows_C):
