@@ -15,8 +15,8 @@ from collections.abc import Callable
 import numpy as np
 
 from benchmarks.measure import alternate, median, report, table
-from services.retriever.encoder import Vectors
-from services.retriever.nearest import Flat
+from services.retriever.encoders.protocol import Vectors
+from services.retriever.index.exact import Flat
 
 GOALS = {1: 1.3, 16: 2.5, 64: 7.0}
 DIM, K = 384, 10

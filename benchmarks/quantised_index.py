@@ -4,7 +4,7 @@
 
 Takes the passages of CORPUS whose vectors are in the embedding cache, and no others:
 
-    python -m services.retriever.embeddings CORPUS… --encoder minilm --into build/embeddings
+    python -m services.retriever.building.embeddings CORPUS… --encoder minilm --into build/embeddings
 
 encodes them ahead and goes on where it was. Each kind is built and tuned as `index build` does it, on stretches of its
 own passages; recall@10 is then measured on the questions, which tuning never saw. Memory is what a process of its own
@@ -23,14 +23,17 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.measure import alternate, median, report, table
-from services.retriever.build_index import training_sample
-from services.retriever.corpus import read_passages, searchable_text
-from services.retriever.embeddings import EmbeddingCache, in_blocks
-from services.retriever.encoder import Encoder, Vectors, open_encoder
-from services.retriever.export_encoder import encoder_folder
-from services.retriever.kinds import VectorKind, factory_of, num_lists, shard_rows_of
-from services.retriever.nearest import Flat, Quantised, train_codes, write_codes
-from services.retriever.recall import Settings, Trial, read_questions, tuned
+from services.retriever.building.build import training_sample
+from services.retriever.building.corpus import read_passages
+from services.retriever.building.embeddings import EmbeddingCache, in_blocks
+from services.retriever.building.kinds import VectorKind, factory_of, num_lists, shard_rows_of
+from services.retriever.building.recall import Settings, Trial, read_questions, tuned
+from services.retriever.encoders.export import encoder_folder
+from services.retriever.encoders.opening import open_encoder
+from services.retriever.encoders.protocol import Encoder, Vectors
+from services.retriever.index.exact import Flat
+from services.retriever.index.passages import searchable_text
+from services.retriever.index.quantised import Quantised, train_codes, write_codes
 
 KINDS: tuple[VectorKind, ...] = ("pqfs", "rabitq", "ivf")
 RECALL_GOAL, MEMORY_GOAL = 0.98, 20.0

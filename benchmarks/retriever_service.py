@@ -38,7 +38,7 @@ def arguments(doc: str | None) -> argparse.Namespace:
 def ensure_index(folder: Path) -> Path:
     """A flat index with MiniLM over 15,779 real passages; minutes of encoding, once."""
     if not (folder / "manifest.json").is_file():
-        command = [sys.executable, "-m", "services.retriever.build_index", str(DATA / "multihop" / "corpus.jsonl.gz")]
+        command = [sys.executable, "-m", "services.retriever.building", str(DATA / "multihop" / "corpus.jsonl.gz")]
         command += ["--out", str(folder), "--kind", "flat", "--encoder", "minilm"]
         subprocess.run([*command, "--encoder-cache", str(ROOT / "build" / "encoders")], check=True, cwd=ROOT)
     return folder

@@ -49,7 +49,7 @@ def raw_loop(index_dir: Path, threads: int, queries: Sequence[str], batch: int) 
 @cache
 def _opened(index_dir: Path, threads: int) -> Any:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    from services.retriever.library import Library, check
+    from services.retriever.serving.library import Library, check
 
     corpus = Library(num_threads=threads).open(index_dir, "bench")
     check(corpus)

@@ -23,8 +23,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks.measure import median, percentile, report, table
-from services.retriever.kinds import VectorKind, factory_of, num_lists, shard_rows_of
-from services.retriever.nearest import Quantised, train_codes
+from services.retriever.building.kinds import VectorKind, factory_of, num_lists, shard_rows_of
+from services.retriever.index.quantised import Quantised, train_codes
 
 NUM_VECTORS, DIM = 21_015_324, 768
 LIMIT_BYTES = 8 * 1024**3

@@ -107,7 +107,7 @@ class IndexBuild:
 
 def build_index_command(source: Path, directory: Path, *, kind: str, encoder: str | None) -> tuple[str, ...]:
     """How `searcher up` and `searcher index build` call the retriever's builder, in a process of its own."""
-    command = (sys.executable, "-m", "services.retriever.build_index", str(source), "--out", str(directory))
+    command = (sys.executable, "-m", "services.retriever.building", str(source), "--out", str(directory))
     return (*command, "--kind", kind, *(("--encoder", encoder) if encoder else ()))
 
 

@@ -17,16 +17,7 @@ from searcher.cli.progress import track_evaluation
 from searcher.cli.settings import CliSettings
 from searcher.clients.evaluator import EvaluatorClient
 from searcher.contracts.errors import InvalidInput
-from searcher.contracts.report import (
-    BASELINES,
-    POLICY,
-    EvaluationRequest,
-    Metrics,
-    OpenAIModel,
-    Report,
-    Sample,
-    System,
-)
+from searcher.contracts.report import BASELINES, POLICY, EvaluationRequest, Metrics, OpenAIModel, Report, Sample, System
 from searcher.questions import load_questions
 from searcher.recipes import explain
 from searcher.servicekit.settings import SharedSettings

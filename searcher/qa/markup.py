@@ -9,15 +9,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from html import escape
 
-from searcher.qa.tags import (
-    ANSWER_CLOSE,
-    ANSWER_OPEN,
-    DOCUMENTS_CLOSE,
-    DOCUMENTS_OPEN,
-    QUERY_CLOSE,
-    QUERY_OPEN,
-    TAGS,
-)
+from searcher.qa.tags import ANSWER_CLOSE, ANSWER_OPEN, DOCUMENTS_CLOSE, DOCUMENTS_OPEN, QUERY_CLOSE, QUERY_OPEN, TAGS
 
 
 class Kind(StrEnum):

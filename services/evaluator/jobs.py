@@ -22,13 +22,7 @@ from redis.asyncio import Redis
 from searcher.contracts.base import Contract
 from searcher.contracts.errors import Conflict, NotFound, Overloaded
 from searcher.contracts.question import Question, RolloutPlan, SearchMode
-from searcher.contracts.report import (
-    EvaluatedQuestion,
-    EvaluationRequest,
-    EvaluationState,
-    EvaluationStatus,
-    System,
-)
+from searcher.contracts.report import EvaluatedQuestion, EvaluationRequest, EvaluationState, EvaluationStatus, System
 from searcher.contracts.weights import WeightVersion
 from searcher.servicekit.streams import WANTED_WEIGHTS
 from services.evaluator.settings import EvaluatorSettings

@@ -1,44 +1,18 @@
-"""HTTP -> backend -> passages as JSON. Searching is left to the backend (`shelf` or `web`).
+"""The service: routes in front of a backend, which is an index here (`serving`) or search engines (`web`)."""
 
-`/v1/…` is ours and strict. The routes of other projects' servers are in `dropin`.
-"""
-
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path
 
-from fastapi import FastAPI, Request
-from pydantic import Field, ValidationError
+from fastapi import FastAPI
 
-from searcher.contracts.base import Contract, Name
-from searcher.contracts.errors import InvalidInput
-from searcher.contracts.search import SearchRequest, SearchResponse
-from searcher.servicekit.app import create_service, explain, require_admin
-from services.retriever import dropin
-from services.retriever.backend import DEFAULT, Ask, Backend, CorpusInfo, Found
-from services.retriever.cache import RedisCache
-from services.retriever.engine import Engine
-from services.retriever.fastroute import Call, add_post
-from services.retriever.library import Library
+from searcher.servicekit.app import create_service
+from services.retriever.backend import Backend
+from services.retriever.routes import dropin, search
+from services.retriever.serving.cache import RedisCache
+from services.retriever.serving.engine import Engine
+from services.retriever.serving.library import Library
+from services.retriever.serving.shelf import Shelf
 from services.retriever.settings import RetrieverSettings
-from services.retriever.shelf import Shelf
-
-
-class IndexRequest(Contract):
-    """Serve another index in place of one that is served now."""
-
-    corpus: Name = DEFAULT
-    folder: str | None = Field(default=None, min_length=1, max_length=4_096)
-    """Of the new index, on this machine; relative paths begin at RETRIEVER_INDEX_DIR. None: look again where the corpus
-    has its place, as after its `current` link was changed."""
-
-
-class IndexResponse(Contract):
-    corpus: str
-    index: str
-    """Of the index that is served now."""
-    before: str
-    num_passages: int
 
 
 def create_app(settings: RetrieverSettings) -> FastAPI:
@@ -51,14 +25,17 @@ def create_app(settings: RetrieverSettings) -> FastAPI:
         await backend.close()
 
     async def is_ready(app: FastAPI) -> None:
-        backend: Backend = app.state.backend
-        await backend.check()
+        await backend().check()
+
+    def backend() -> Backend:
+        found: Backend = app.state.backend
+        return found
 
     app = create_service(
         "retriever", summary="Queries -> passages", settings=settings, lifespan=lifespan, is_ready=is_ready
     )
-    _add_routes(app, settings)
-    dropin.add_routes(app, lambda: app.state.backend, deadline_seconds=settings.deadline_seconds)
+    search.add_routes(app, backend, settings=settings)
+    dropin.add_routes(app, backend, deadline_seconds=settings.deadline_seconds)
     return app
 
 
@@ -77,60 +54,3 @@ def open_backend(settings: RetrieverSettings) -> Backend:
     )
     library = Library(num_threads=settings.threads, encoder_url=settings.encoder_url, encoder_key=settings.encoder_key)
     return Shelf(library, engine, settings.index_dir, watch_seconds=settings.watch_seconds)
-
-
-def _add_routes(app: FastAPI, settings: RetrieverSettings) -> None:
-    def backend() -> Backend:
-        found: Backend = app.state.backend
-        return found
-
-    async def search(call: Call) -> bytes:
-        body = _parse(call.body)
-        _refuse_blank(body.queries)
-        deadline_seconds = call.deadline_seconds(settings.deadline_seconds)
-        found = await backend().search(Ask(body.queries, [body.k] * len(body.queries), body.corpus, deadline_seconds))
-        return _search_response(body.corpus, found)
-
-    add_post(
-        app,
-        "/v1/search",
-        search,
-        body=SearchRequest,
-        response=SearchResponse,
-        summary="Passages per query, best first",
-    )
-
-    @app.get("/v1/corpora", summary="What can be asked")
-    async def corpora() -> list[CorpusInfo]:
-        return backend().corpora()
-
-    @app.post("/v1/index", tags=["admin"], summary="Serve another index, without a failed request")
-    async def index(body: IndexRequest, request: Request) -> IndexResponse:
-        require_admin(request, settings)
-        shelf = backend()
-        if not isinstance(shelf, Shelf):
-            raise InvalidInput(f"RETRIEVER_BACKEND is {settings.backend!r}: there is no index to replace")
-        old, new = await shelf.replace(body.corpus, None if body.folder is None else Path(body.folder))
-        return IndexResponse(
-            corpus=body.corpus, index=new.sha256, before=old.sha256, num_passages=new.manifest.num_passages
-        )
-
-
-def _parse(body: bytes) -> SearchRequest:
-    try:
-        return SearchRequest.model_validate_json(body)
-    except ValidationError as error:
-        problems = [{**problem, "loc": ("body", *problem["loc"])} for problem in error.errors()]
-        raise InvalidInput(explain(problems)) from None
-
-
-def _refuse_blank(queries: Sequence[str]) -> None:
-    for position, query in enumerate(queries):
-        if not query.strip():
-            raise InvalidInput(f"body.queries.{position}: {query!r} holds no words; leave it out")
-
-
-def _search_response(corpus: str, found: Found) -> bytes:
-    """SearchResponse as JSON. The passages are JSON already, and names need no escapes."""
-    lists = b",".join(b"[" + b",".join(passages) + b"]" for passages in found.passages_Q)
-    return f'{{"corpus":"{corpus}","index":"{found.index}","results":['.encode() + lists + b"]}"

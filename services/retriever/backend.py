@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from searcher.contracts.base import Contract
-from services.retriever.manifest import Recall
+from services.retriever.index.manifest import Recall
 
 DEFAULT = "default"
 """The corpus of a request that names none."""

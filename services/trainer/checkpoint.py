@@ -4,7 +4,6 @@ Files are written into a hidden folder, listed with their sha256 in a manifest, 
 does not verify against its manifest is not a checkpoint.
 """
 
-import hashlib
 import json
 import os
 import random
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from searcher.contracts.run import Checkpoint
+from searcher.files import file_sha256
 
 MANIFEST = "manifest.json"
 STATE = "state.json"
@@ -51,7 +51,9 @@ class CheckpointStore:
         """From here on it exists; older ones beyond `keep` are removed."""
         partial, final = self.partial(step), self.final(step)
         (partial / STATE).write_text(json.dumps(state))
-        files = {str(path.relative_to(partial)): digest(path) for path in sorted(partial.rglob("*")) if path.is_file()}
+        files = {
+            str(path.relative_to(partial)): file_sha256(path) for path in sorted(partial.rglob("*")) if path.is_file()
+        }
         (partial / MANIFEST).write_text(json.dumps({"step": step, "files": files}, indent=1))
         for path in [*partial.rglob("*"), partial]:
             _sync(path)
@@ -97,14 +99,9 @@ def verified(path: Path) -> Found:
     """Raises ValueError, KeyError or OSError that says what is damaged."""
     manifest = json.loads((path / MANIFEST).read_text())
     for name, sha256 in manifest["files"].items():
-        if digest(path / name) != sha256:
+        if file_sha256(path / name) != sha256:
             raise ValueError(f"{name} does not match its sha256")
     return Found(path, manifest["step"], json.loads((path / STATE).read_text()))
-
-
-def digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def step_of(path: Path) -> int:

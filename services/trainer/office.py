@@ -26,13 +26,7 @@ from services.trainer.collect import Collector, StopRequested, outlast
 from services.trainer.curriculum import Curriculum
 from services.trainer.engine import StepReport
 from services.trainer.evaluations import Evaluations
-from services.trainer.figures import (
-    batch_figures,
-    format_rate,
-    num_tokens,
-    report_figures,
-    search_rate,
-)
+from services.trainer.figures import batch_figures, format_rate, num_tokens, report_figures, search_rate
 from services.trainer.publish import Publisher
 from services.trainer.rundir import Outcome, RunDirectory
 from services.trainer.settings import TrainerSettings

@@ -15,10 +15,10 @@ from searcher.servicekit.settings import SharedSettings
 from services.retriever import app as app_module
 from services.retriever.app import create_app
 from services.retriever.backend import Ask, Found
-from services.retriever.build_index import build_index
-from services.retriever.manifest import manifest_sha256
+from services.retriever.building.build import build_index
+from services.retriever.index.manifest import manifest_sha256
+from services.retriever.serving.shelf import Shelf
 from services.retriever.settings import RetrieverSettings
-from services.retriever.shelf import Shelf
 
 pytestmark = pytest.mark.anyio
 

@@ -15,10 +15,10 @@ from pydantic import SecretStr, ValidationError
 from starlette.responses import JSONResponse
 
 from searcher.contracts.errors import UpstreamUnavailable
-from services.retriever.build_index import build_index
-from services.retriever.encoder import Server
-from services.retriever.export_encoder import EncoderChoice
-from services.retriever.library import Library
+from services.retriever.building.build import build_index
+from services.retriever.encoders.known import EncoderChoice
+from services.retriever.encoders.remote import Server
+from services.retriever.serving.library import Library
 from services.retriever.settings import RetrieverSettings
 
 PASSAGES = '{"id": "1", "text": "aaa"}\n{"id": "2", "text": "bbb"}\n'

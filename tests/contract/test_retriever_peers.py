@@ -19,7 +19,7 @@ import uvicorn
 
 from searcher.servicekit.settings import SharedSettings
 from services.retriever.app import create_app
-from services.retriever.build_index import build_index
+from services.retriever.building.build import build_index
 from services.retriever.settings import RetrieverSettings
 
 PASSAGES = (

@@ -29,7 +29,7 @@ PASSAGES = (
 def build(tmp_path: Path, kind: str, *arguments: str) -> Path:
     source = tmp_path / "world.jsonl"
     source.write_text("".join(json.dumps(passage) + "\n" for passage in PASSAGES))
-    command = [sys.executable, "-m", "services.retriever.build_index", str(source), "--kind", kind, *arguments]
+    command = [sys.executable, "-m", "services.retriever.building", str(source), "--kind", kind, *arguments]
     subprocess.run([*command, "--out", str(tmp_path / "indexes" / kind)], check=True, timeout=600)
     return tmp_path / "indexes"
 

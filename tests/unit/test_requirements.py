@@ -20,9 +20,9 @@ SETS = {
 SHARED = ("searcher/contracts", "searcher/qa", "searcher/servicekit", "searcher/clients", "searcher/recipes.py")
 NOT_IN_THE_IMAGE = {
     # The export of an encoder runs once, where torch is; its images serve what was exported.
-    "services/retriever/export_encoder.py",
+    "services/retriever/encoders/export.py",
     # For models that do not fit one ONNX file: whoever serves one installs torch beside it.
-    "services/retriever/torch_encoder.py",
+    "services/retriever/encoders/torch_encoder.py",
 }
 
 

@@ -96,7 +96,7 @@ def test_an_index_is_missing_until_it_is_stamped_and_again_when_its_source_chang
 
     after = deployment.missing_indexes()
 
-    assert build.command[1:4] == ("-m", "services.retriever.build_index", recipe.corpora["books"].source)
+    assert build.command[1:4] == ("-m", "services.retriever.building", recipe.corpora["books"].source)
     assert build.directory == deployment.index_dir / "books"
     assert before == []
     assert [missing.corpus for missing in after] == ["books"]

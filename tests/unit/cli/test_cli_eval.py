@@ -19,14 +19,7 @@ from searcher.cli.score import read, score, split_at_documents
 from searcher.clients.evaluator import EvaluatorClient
 from searcher.contracts.errors import InvalidInput
 from searcher.contracts.question import RolloutPlan, SearchMode
-from searcher.contracts.report import (
-    POLICY,
-    EvaluatedQuestion,
-    EvaluationState,
-    EvaluationStatus,
-    Report,
-    System,
-)
+from searcher.contracts.report import POLICY, EvaluatedQuestion, EvaluationState, EvaluationStatus, Report, System
 from services.evaluator.statistics import comparisons, system_reports
 
 Run = Callable[..., tuple[int, str, str]]

@@ -8,8 +8,8 @@ from typer.testing import CliRunner
 from searcher.cli import index
 from searcher.cli.main import app
 from searcher.contracts.errors import SearcherError
-from services.retriever.build_command import _parser
-from services.retriever.build_index import KINDS
+from services.retriever.building.__main__ import _parser
+from services.retriever.building.request import KINDS
 
 runner = CliRunner()
 
@@ -44,7 +44,7 @@ def test_every_option_reaches_the_builder_under_the_name_it_has_there(
     assert outcome.exit_code == 0, outcome.output
     ((_, _, module, *rest),) = commands
     built = _parser().parse_args(rest)
-    assert module == "services.retriever.build_index"
+    assert module == "services.retriever.building"
     assert (built.kind, built.encoder, built.encoder_backend, built.encoder_url) == (
         "pqfs",
         "e5-base-v2",

@@ -5,12 +5,7 @@ from math import comb
 import numpy as np
 import pytest
 
-from services.evaluator.resampling import (
-    RESAMPLES,
-    mean_intervals,
-    mean_of_means_interval,
-    sign_flip_p_value,
-)
+from services.evaluator.resampling import RESAMPLES, mean_intervals, mean_of_means_interval, sign_flip_p_value
 
 RATE = (0.0, 1.0)
 

@@ -12,14 +12,16 @@ import numpy as np
 import pytest
 
 from searcher.contracts.errors import InvalidInput, UpstreamUnavailable
-from services.retriever import manifest as manifest_module
-from services.retriever.build_command import main
-from services.retriever.build_index import BuildOptions, build_index
-from services.retriever.corpus import file_sha256
-from services.retriever.encoder import OnnxEncoder, Vectors
-from services.retriever.export_encoder import EncoderChoice
-from services.retriever.library import Library
-from services.retriever.manifest import FlatFacts, HybridFacts, QuantisedFacts, Recall, manifest_sha256
+from searcher.files import file_sha256
+from services.retriever.building.__main__ import main
+from services.retriever.building.build import build_index
+from services.retriever.building.request import BuildOptions
+from services.retriever.encoders.known import EncoderChoice
+from services.retriever.encoders.local import OnnxEncoder
+from services.retriever.encoders.protocol import Vectors
+from services.retriever.index import manifest as manifest_module
+from services.retriever.index.manifest import FlatFacts, HybridFacts, QuantisedFacts, Recall, manifest_sha256
+from services.retriever.serving.library import Library
 
 
 def listing(folder: Path) -> set[str]:
@@ -123,7 +125,7 @@ def test_a_flat_index_is_the_same_for_every_block_size(
 ) -> None:
     encoder = str(letter_encoder())
     whole = build_index(write_corpus(), tmp_path / "whole", kind="flat", encoder=encoder)
-    monkeypatch.setattr("services.retriever.build_index.BLOCK_PASSAGES", 3)
+    monkeypatch.setattr("services.retriever.building.build.BLOCK_PASSAGES", 3)
 
     options = BuildOptions(embeddings=tmp_path / "other-embeddings")
     in_blocks = build_index(write_corpus(), tmp_path / "blocks", kind="flat", encoder=encoder, options=options)
@@ -317,7 +319,7 @@ def test_an_outage_of_the_encoder_loses_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     encoder, said = str(letter_encoder()), list[str]()
-    monkeypatch.setattr("services.retriever.build_index.BLOCK_PASSAGES", 2)
+    monkeypatch.setattr("services.retriever.building.build.BLOCK_PASSAGES", 2)
 
     def fails_at_the_second_block(self: OnnxEncoder, texts: Sequence[str]) -> Vectors:
         if any("Beyoncé" in text for text in texts):
@@ -344,7 +346,7 @@ def test_a_build_that_was_killed_goes_on_and_gives_the_same_index(
     script = f"""
 import os, signal
 from pathlib import Path
-from services.retriever.build_index import build_index
+from services.retriever.building.build import build_index
 def die(stage, done, total):
     if stage == {stage!r} and done > total // 3:
         os.kill(os.getpid(), signal.SIGKILL)

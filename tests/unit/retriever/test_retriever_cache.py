@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.retriever import metrics
-from services.retriever.cache import HitCache, Hits, RedisCache, cache_key
+from services.retriever.serving.cache import HitCache, Hits, RedisCache, cache_key
 
 FOUND = Hits((3, 2**40), (1.5, -0.25))
 

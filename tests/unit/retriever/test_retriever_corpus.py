@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from searcher.contracts.errors import InvalidInput
-from services.retriever.corpus import PassageStore, read_passages, write_passages
+from services.retriever.building.corpus import read_passages, write_passages
+from services.retriever.index.passages import PassageStore
 
 
 def fields(path: Path) -> list[tuple[str, str, str]]:

@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from services.retriever.embeddings import EmbeddingCache, in_blocks, main
-from services.retriever.encoder import Vectors, read_card
-from services.retriever.manifest import EncoderCard, Pooling
+from services.retriever.building.embeddings import EmbeddingCache, in_blocks, main
+from services.retriever.encoders.card import EncoderCard, Pooling, read_card
+from services.retriever.encoders.protocol import Vectors
 
 CARD = EncoderCard(name="toy", weights_sha256="0" * 64, dim=2, pooling=Pooling.MEAN, max_tokens=8)
 
@@ -166,7 +166,7 @@ def test_a_corpus_is_encoded_ahead_in_shards_that_share_a_folder(
 ) -> None:
     passages = [{"id": str(n), "text": "abcdefghij"[n]} for n in range(10)]
     command = [str(write_corpus(passages)), "--encoder", str(letter_encoder()), "--into", str(tmp_path / "kept")]
-    monkeypatch.setattr("services.retriever.embeddings.in_blocks", lambda texts: in_blocks(texts, 2))
+    monkeypatch.setattr("services.retriever.building.embeddings.in_blocks", lambda texts: in_blocks(texts, 2))
     card = read_card(tmp_path / "letters")
 
     def missing() -> list[int]:

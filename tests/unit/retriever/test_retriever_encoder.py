@@ -11,10 +11,13 @@ import stamina
 
 from searcher.clients.embeddings import EmbeddingsClient
 from searcher.contracts.errors import InvalidInput, SearcherError, UpstreamUnavailable
-from services.retriever.corpus import file_sha256
-from services.retriever.encoder import HttpEncoder, OnnxEncoder, Server, open_encoder, pool, read_card
-from services.retriever.export_encoder import KNOWN_MODELS, EncoderChoice, KnownModel, encoder_folder
-from services.retriever.manifest import Backend, Pooling
+from searcher.files import file_sha256
+from services.retriever.encoders.card import Backend, Pooling, read_card
+from services.retriever.encoders.export import encoder_folder
+from services.retriever.encoders.known import KNOWN_MODELS, EncoderChoice, KnownModel
+from services.retriever.encoders.local import OnnxEncoder, pool
+from services.retriever.encoders.opening import open_encoder
+from services.retriever.encoders.remote import HttpEncoder, Server
 
 A, B = 1, 2  # axes of the letters
 

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from searcher.contracts.errors import NotReady, Overloaded
-from services.retriever.build_index import build_index
-from services.retriever.cache import Hits, Key
-from services.retriever.engine import Engine
-from services.retriever.index import NOTHING, Rows, Scores
-from services.retriever.library import Corpus, Library
+from services.retriever.building.build import build_index
+from services.retriever.index.protocol import NOTHING, Rows, Scores
+from services.retriever.serving.cache import Hits, Key
+from services.retriever.serving.engine import Engine
+from services.retriever.serving.library import Corpus, Library
 
 pytestmark = pytest.mark.anyio
 

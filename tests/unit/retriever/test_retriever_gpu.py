@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 
 from searcher.contracts.errors import InvalidInput
-from services.retriever import gpu
-from services.retriever.gpu import GpuFlat, check_one_faiss, parts_of
-from services.retriever.products import Matrix
+from services.retriever.index import gpu
+from services.retriever.index.gpu import GpuFlat, check_one_faiss, parts_of
+from services.retriever.index.protocol import Matrix
 
 VECTORS = np.random.default_rng(0).standard_normal((100, 8)).astype(np.float32)
 

@@ -9,10 +9,12 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from searcher.contracts.errors import InvalidInput
-from services.retriever.encoder import OnnxEncoder
-from services.retriever.index import NOTHING, Bm25Index, DenseIndex, _best_matches, words, write_bm25, write_vectors
-from services.retriever.manifest import Bm25Facts
-from services.retriever.nearest import Flat
+from services.retriever.encoders.local import OnnxEncoder
+from services.retriever.index.bm25 import Bm25Index, _best_matches, words, write_bm25
+from services.retriever.index.dense import DenseIndex, write_vectors
+from services.retriever.index.exact import Flat
+from services.retriever.index.manifest import Bm25Facts
+from services.retriever.index.protocol import NOTHING
 
 TEXTS = ("Rome Rome is a city", "Paris is a city", "Beyoncé sings", "Rome and Paris")
 

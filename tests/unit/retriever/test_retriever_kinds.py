@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from searcher.contracts.errors import InvalidInput
-from services.retriever.kinds import Machine, _free_memory, choose_kind, factory_of, num_lists, shard_rows_of
+from services.retriever.building.kinds import Machine, _free_memory, choose_kind, factory_of, num_lists, shard_rows_of
 
 GB = 10**9
 

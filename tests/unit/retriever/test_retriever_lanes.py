@@ -1,8 +1,8 @@
 from pathlib import Path
 from typing import cast
 
-from services.retriever.lanes import Lanes, Request, Waiting
-from services.retriever.library import Corpus
+from services.retriever.serving.lanes import Lanes, Request, Waiting
+from services.retriever.serving.library import Corpus
 
 NO_CORPUS = cast(Corpus, Path())
 

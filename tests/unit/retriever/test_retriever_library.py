@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from searcher.contracts.errors import InvalidInput
-from services.retriever.build_index import build_index
-from services.retriever.library import Library
+from services.retriever.building.build import build_index
+from services.retriever.serving.library import Library
 
 
 @pytest.fixture

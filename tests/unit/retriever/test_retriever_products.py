@@ -4,8 +4,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from services.retriever import products
-from services.retriever.products import Products, exact
+from services.retriever.index import products
+from services.retriever.index.products import Products, exact
 
 DIM = 4
 

@@ -7,9 +7,12 @@ import numpy as np
 import pytest
 
 from searcher.contracts.errors import InvalidInput
-from services.retriever.corpus import PassageStore, write_passages
-from services.retriever.nearest import NOTHING, Flat, Quantised, train_codes, write_codes
-from services.retriever.recall import Trial, read_questions, sample_queries, tuned
+from services.retriever.building.corpus import write_passages
+from services.retriever.building.recall import Trial, read_questions, sample_queries, tuned
+from services.retriever.index.exact import Flat
+from services.retriever.index.passages import PassageStore
+from services.retriever.index.protocol import NOTHING
+from services.retriever.index.quantised import Quantised, train_codes, write_codes
 
 
 def test_recall_is_the_share_of_the_nearest_that_were_found() -> None:

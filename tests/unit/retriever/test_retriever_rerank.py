@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from searcher.contracts.errors import InvalidInput
-from services.retriever.corpus import PassageStore, write_passages
-from services.retriever.nearest import NOTHING
-from services.retriever.products import Rows, Scores
-from services.retriever.rerank import OnnxReranker, RerankedIndex, read_reranker_card
+from services.retriever.building.corpus import write_passages
+from services.retriever.index.passages import PassageStore
+from services.retriever.index.protocol import NOTHING, Rows, Scores
+from services.retriever.index.rerank import OnnxReranker, RerankedIndex, read_reranker_card
 
 
 class InOrder:

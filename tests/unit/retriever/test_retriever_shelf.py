@@ -12,11 +12,11 @@ import pytest
 
 from searcher.contracts.errors import Conflict, InvalidInput, NotFound, NotReady
 from services.retriever.backend import Ask
-from services.retriever.build_index import build_index
-from services.retriever.engine import Engine
-from services.retriever.index import Index, Rows, Scores
-from services.retriever.library import Library
-from services.retriever.shelf import Shelf
+from services.retriever.building.build import build_index
+from services.retriever.index.protocol import Index, Rows, Scores
+from services.retriever.serving.engine import Engine
+from services.retriever.serving.library import Library
+from services.retriever.serving.shelf import Shelf
 
 pytestmark = pytest.mark.anyio
 

@@ -1,0 +1,106 @@
+"""Text -> unit vectors in this process: tokens, batches and lengths here, the model by ONNX Runtime or by torch."""
+
+# B = texts of one batch; T = tokens, right-padded; N = texts; D = dimensions
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from searcher.contracts.errors import InvalidInput
+from services.retriever.encoders.card import MODEL_FILE, TOKENIZER_FILE, Pooling, read_card
+from services.retriever.encoders.protocol import Vectors
+
+BATCH_TOKENS = 512
+"""Tokens, padding included, that go through the model at once. More is slower on CPU: activations leave the cache."""
+
+
+class LocalEncoder(ABC):
+    """Tokens, batches and lengths; the model is the backend's."""
+
+    batch_tokens = BATCH_TOKENS
+
+    def __init__(self, folder: Path) -> None:
+        from tokenizers import Tokenizer
+
+        self.card = read_card(folder)
+        self._tokenizer = Tokenizer.from_file(str(folder / TOKENIZER_FILE))
+        self._tokenizer.no_padding()
+        self._tokenizer.enable_truncation(self.card.max_tokens)
+
+    def encode_queries(self, queries: Sequence[str]) -> Vectors:
+        return self._encode([self.card.query_prefix + query for query in queries])
+
+    def encode_passages(self, passages: Sequence[str]) -> Vectors:
+        return self._encode([self.card.passage_prefix + passage for passage in passages])
+
+    def _encode(self, texts: list[str]) -> Vectors:
+        """Sorted by length, so that a batch holds little padding; returned in the order given."""
+        tokens_N = [encoding.ids for encoding in self._tokenizer.encode_batch(texts)]
+        order = sorted(range(len(texts)), key=lambda n: len(tokens_N[n]))
+        vectors_ND = np.empty((len(texts), self.card.dim), dtype=np.float32)
+        for batch in _batches(order, tokens_N, self.batch_tokens):
+            vectors_ND[batch] = self._encode_batch([tokens_N[n] for n in batch])
+        return normalised(vectors_ND) if self.card.normalised else vectors_ND
+
+    def _encode_batch(self, tokens_B: list[list[int]]) -> Vectors:
+        num_tokens_B = np.array([len(tokens) for tokens in tokens_B])
+        mask_BT = np.arange(max(1, num_tokens_B.max())) < num_tokens_B[:, None]
+        ids_BT = np.zeros(mask_BT.shape, dtype=np.int64)
+        ids_BT[mask_BT] = np.concatenate(tokens_B)
+        return self.pooled(ids_BT, mask_BT)
+
+    @abstractmethod
+    def pooled(self, ids_BT: NDArray[np.int64], mask_BT: NDArray[np.bool_]) -> Vectors:
+        """vectors_BD, not yet of length 1."""
+
+
+class OnnxEncoder(LocalEncoder):
+    def __init__(self, folder: Path, *, num_threads: int) -> None:
+        super().__init__(folder)
+        self._session = onnx_session(folder / MODEL_FILE, num_threads=num_threads)
+        dim = self._session.get_outputs()[0].shape[-1]
+        if dim != self.card.dim:
+            raise InvalidInput(f"{folder / MODEL_FILE}: gives {dim} dimensions, but its card says {self.card.dim}")
+
+    def pooled(self, ids_BT: NDArray[np.int64], mask_BT: NDArray[np.bool_]) -> Vectors:
+        (hidden_BTD,) = self._session.run(None, {"input_ids": ids_BT, "attention_mask": mask_BT.astype(np.int64)})
+        return pool(hidden_BTD, mask_BT, self.card.pooling)
+
+
+def onnx_session(path: Path, *, num_threads: int) -> Any:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = num_threads
+    # Waiting threads must sleep: spinning ones take the cores from the search that follows, and from neighbours.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def pool(hidden_BTD: Vectors, mask_BT: NDArray[np.bool_], pooling: Pooling) -> Vectors:
+    """One vector a text. Padding is on the right, which a causal model never sees: the last token is the mask's."""
+    if pooling is Pooling.CLS:
+        return hidden_BTD[:, 0]
+    num_tokens_B = mask_BT.sum(axis=1).clip(min=1)
+    if pooling is Pooling.LAST:
+        return np.asarray(hidden_BTD[np.arange(len(hidden_BTD)), num_tokens_B - 1], dtype=np.float32)
+    sums_BD = np.einsum("btd,bt->bd", hidden_BTD, mask_BT.astype(np.float32))
+    return np.asarray(sums_BD / num_tokens_B[:, None], dtype=np.float32)
+
+
+def normalised(vectors_ND: Vectors) -> Vectors:
+    return np.asarray(vectors_ND / np.linalg.norm(vectors_ND, axis=1, keepdims=True).clip(min=1e-12), dtype=np.float32)
+
+
+def _batches(order: list[int], tokens_N: list[list[int]], batch_tokens: int) -> list[list[int]]:
+    """Cut `order` (shortest first) so that no batch, padded to its longest text, exceeds `batch_tokens`."""
+    batches: list[list[int]] = []
+    for n in order:
+        if batches and (len(batches[-1]) + 1) * len(tokens_N[n]) <= batch_tokens:
+            batches[-1].append(n)
+        else:
+            batches.append([n])
+    return batches

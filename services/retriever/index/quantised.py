@@ -1,0 +1,104 @@
+"""Vectors of queries -> rows, where short codes name candidates and the vectors, mapped from disk, decide.
+
+Of a corpus only the codes need memory: a thirtieth of its vectors. One caller at a time, as in `exact`.
+"""
+
+# Q = queries, K = results per query, N = passages, C = candidates per query, D = dimensions
+import mmap
+import os
+from collections.abc import Iterator
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from services.retriever.encoders.protocol import Vectors
+from services.retriever.index.kernels import read_codes, search_threads, set_up_faiss
+from services.retriever.index.protocol import NOTHING, Matrix, Rows, Scores
+
+
+class Quantised:
+    """Candidates by codes, order by the vectors themselves: of a corpus, only the codes need memory.
+
+    faiss scans codes for one query with one thread. The codes lie in shards, so that all threads have work.
+    """
+
+    def __init__(
+        self, folder: Path, vectors_ND: Matrix, *, candidates: int, num_probes: int | None, num_threads: int
+    ) -> None:
+        set_up_faiss(num_threads)
+        self._shards = [read_codes(path) for path in sorted(folder.iterdir())]
+        self._first_rows = [0, *accumulate(shard.ntotal for shard in self._shards)]
+        self._vectors_ND, self.candidates = vectors_ND, candidates
+        if isinstance(vectors_ND, np.memmap):
+            # Candidates lie all over the file: reading on behind each would fetch a hundred times what is needed.
+            vectors_ND._mmap.madvise(mmap.MADV_RANDOM)  # type: ignore[attr-defined]
+        self._threads = search_threads(num_threads) if len(self._shards) > 1 else None
+        if num_probes is not None:
+            self.probe(num_probes)
+
+    def probe(self, num_probes: int) -> None:
+        """Read this many lists per query from now on."""
+        import faiss
+
+        for shard in self._shards:
+            faiss.ParameterSpace().set_index_parameter(shard, "nprobe", num_probes)
+
+    def search(self, queries_QD: Vectors, k: int) -> tuple[Scores, Rows]:
+        k = min(k, len(self._vectors_ND))
+        rows_QC = self._find(queries_QD, min(k * self.candidates, len(self._vectors_ND)))
+        scores_QC = self._score(queries_QD, rows_QC)
+        order_QK = np.lexsort((rows_QC, -scores_QC), axis=1)[:, :k]
+        return np.take_along_axis(scores_QC, order_QK, axis=1), np.take_along_axis(rows_QC, order_QK, axis=1)
+
+    def _find(self, queries_QD: Vectors, num_candidates: int) -> Rows:
+        if self._threads is None:
+            rows_QC: Rows = self._shards[0].search(queries_QD, num_candidates)[1]
+            return rows_QC
+
+        def find(shard: Any, first_row: int) -> tuple[Scores, Rows]:
+            scores_QC, rows_QC = shard.search(queries_QD, min(num_candidates, shard.ntotal))
+            return scores_QC, np.where(rows_QC == NOTHING, NOTHING, rows_QC + first_row)
+
+        scores_parts, rows_parts = zip(*self._threads.map(find, self._shards, self._first_rows), strict=True)
+        scores_QC, rows_QC = np.concatenate(scores_parts, axis=1), np.concatenate(rows_parts, axis=1)
+        best_QC = np.argpartition(-scores_QC, num_candidates - 1, axis=1)[:, :num_candidates]
+        return np.asarray(np.take_along_axis(rows_QC, best_QC, axis=1))
+
+    def _score(self, queries_QD: Vectors, rows_QC: Rows) -> Scores:
+        scores_QC = np.empty(rows_QC.shape, dtype=np.float32)
+        for q, rows_C in enumerate(rows_QC):
+            # In the order of the file, so that neighbours on disk are read together; NOTHING reads row 0, and loses.
+            vectors_CD = self._vectors_ND[np.maximum(rows_C, 0)]
+            scores_QC[q] = vectors_CD.astype(np.float32, copy=False) @ queries_QD[q]
+        scores_QC[rows_QC == NOTHING] = -np.inf
+        return scores_QC
+
+
+def train_codes(factory: str, sample_ND: Vectors) -> Any:
+    """An empty index that has learnt the shape of the data. Raises RuntimeError for a factory faiss does not know."""
+    import faiss
+
+    codes = faiss.index_factory(sample_ND.shape[1], factory, faiss.METRIC_INNER_PRODUCT)
+    codes.train(sample_ND)
+    return codes
+
+
+def write_codes(codes: Any, blocks: Iterator[Vectors], folder: Path, *, shard_rows: int) -> None:
+    """Write shards of `codes`, which is trained and empty, as files of a new folder. Memory holds one shard."""
+    import faiss
+
+    folder.mkdir()
+    trained = faiss.serialize_index(codes)
+    shard, number = faiss.deserialize_index(trained), 0
+
+    def write() -> None:
+        faiss.write_index(shard, os.fspath(folder / f"{number:03}.faiss"))
+
+    for block_ND in blocks:
+        if shard.ntotal and shard.ntotal + len(block_ND) > shard_rows:
+            write()
+            shard, number = faiss.deserialize_index(trained), number + 1
+        shard.add(block_ND)
+    write()

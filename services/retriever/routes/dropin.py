@@ -1,0 +1,248 @@
+"""The protocols of other projects' retrieval servers, so that their clients can be pointed here as they are.
+
+    POST /queries                  R1-Searcher          numbered lines of text
+    POST /retrieve, /access        Search-R1, verl, SkyRL, ASearcher
+    POST /search, /batch_search    ReCall, ReSearch     bare lists; /search of SearchAgentReview is told by its body
+    GET  /health                   ReCall, SearchAgentReview
+
+Those clients retry on 503 and give up on 429, and some end their training at any error. So a blank query, as a policy
+may write one, finds nothing; text that is no Unicode is mended; and who would be refused waits for room first.
+"""
+
+import json
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Annotated, Any, TypeVar
+from urllib.parse import parse_qs
+
+from fastapi import FastAPI
+from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
+
+from searcher.contracts.base import Name
+from searcher.contracts.errors import InvalidInput
+from searcher.contracts.search import Passage
+from services.retriever.backend import DEFAULT, Ask, Backend
+from services.retriever.routes.posts import Call, add_post, invalid_body
+
+M = TypeVar("M", bound=BaseModel)
+
+CONTENTS_CHARACTERS = 4_096
+"""SearchAgentReview's server cuts passages here, and prompts are dimensioned for it."""
+_NAME: TypeAdapter[str] = TypeAdapter(Name)
+
+
+class _DropIn(BaseModel):
+    """Unknown fields are the clients' business, and lists may be longer than ours."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+def _listed(value: object) -> object:
+    return [value] if isinstance(value, str) else value
+
+
+def _default(number: int) -> BeforeValidator:
+    return BeforeValidator(lambda value: number if value is None else value)
+
+
+_Query = Annotated[str, Field(max_length=8_192)]
+_Queries = Annotated[tuple[_Query, ...], BeforeValidator(_listed), Field(min_length=1, max_length=4_096)]
+_K = Annotated[int, Field(ge=1, le=100)]
+
+
+class QueriesRequest(_DropIn):
+    queries: _Queries
+    k: Annotated[_K, _default(3)] = 3
+
+
+class RetrieveRequest(_DropIn):
+    queries: _Queries = Field(validation_alias=AliasChoices("queries", "query", "query_list"))
+    topk: Annotated[_K, _default(3)] = Field(default=3, validation_alias=AliasChoices("topk", "k", "top_n"))
+    return_scores: bool = False
+
+
+class AccessRequest(_DropIn):
+    urls: Annotated[
+        tuple[Annotated[str, Field(max_length=8_192)], ...], BeforeValidator(_listed), Field(max_length=4_096)
+    ]
+
+
+class ReCallRequest(_DropIn):
+    query: _Query | _Queries
+    top_n: Annotated[_K, _default(10)] = 10
+    return_score: bool = False
+
+
+class QueryListRequest(_DropIn):
+    queries: _Queries = Field(validation_alias=AliasChoices("query_list", "queries"))
+    k: Annotated[_K | tuple[_K, ...], _default(3)] = Field(default=3, validation_alias=AliasChoices("k", "topk"))
+    return_scores: bool = True
+
+    def k_per_query(self) -> tuple[int, ...]:
+        """Raises InvalidInput if there is neither one for all nor one for each."""
+        if isinstance(self.k, int):
+            return (self.k,) * len(self.queries)
+        if len(self.k) in (1, len(self.queries)):
+            return self.k if len(self.k) == len(self.queries) else self.k * len(self.queries)
+        raise InvalidInput(f"body.k: {len(self.k)} numbers for {len(self.queries)} queries; give one, or one for each")
+
+
+def add_routes(app: FastAPI, backend: Callable[[], Backend], *, deadline_seconds: float) -> None:
+    async def find(
+        call: Call, queries: Sequence[str], k_Q: Sequence[int]
+    ) -> tuple[Sequence[Sequence[int]], list[list[Passage]]]:
+        """Numbers and passages per query."""
+        asked = [q for q, query in enumerate(queries) if query.strip()]
+        numbers_Q: list[Sequence[int]] = [()] * len(queries)
+        passages_Q: list[list[Passage]] = [[] for _ in queries]
+        if asked:
+            ask = Ask(
+                queries=[queries[q] for q in asked],
+                k_Q=[k_Q[q] for q in asked],
+                corpus=_corpus(call),
+                deadline_seconds=call.deadline_seconds(deadline_seconds),
+                patient=True,
+            )
+            found = await backend().search(ask)
+            for q, numbers, lines in zip(asked, found.rows_Q, found.passages_Q, strict=True):
+                numbers_Q[q] = numbers
+                passages_Q[q] = [Passage.model_validate_json(line) for line in lines]
+        return numbers_Q, passages_Q
+
+    async def queries(call: Call) -> bytes:
+        body = _parse(QueriesRequest, call.body)
+        numbers_Q, passages_Q = await find(call, body.queries, [body.k] * len(body.queries))
+        answers = [list(map(_numbered_line, *found)) for found in zip(numbers_Q, passages_Q, strict=True)]
+        return _json({"queries": body.queries, "answers": answers})
+
+    async def retrieve(call: Call) -> bytes:
+        body = _parse(RetrieveRequest, call.body)
+        _, passages_Q = await find(call, body.queries, [body.topk] * len(body.queries))
+        shape = _scored_document if body.return_scores else _document
+        return _json({"result": [[shape(passage) for passage in passages] for passages in passages_Q]})
+
+    async def access(call: Call) -> bytes:
+        body = _parse(AccessRequest, call.body)
+        pages = await backend().pages(body.urls, _corpus(call))
+        return _json({"result": [page and _page(Passage.model_validate_json(page)) for page in pages]})
+
+    async def search(call: Call) -> bytes:
+        fields = _object(call.body)
+        if "query" in fields:
+            return await recall(call)
+        body = _validated(QueryListRequest, fields)
+        _, passages_Q = await find(call, body.queries, body.k_per_query())
+        return _json(
+            {
+                "result": [
+                    [_titled_document(passage, with_score=body.return_scores) for passage in passages]
+                    for passages in passages_Q
+                ]
+            }
+        )
+
+    async def recall(call: Call) -> bytes:
+        body = _parse(ReCallRequest, call.body)
+        listed = (body.query,) if isinstance(body.query, str) else body.query
+        _, passages_Q = await find(call, listed, [body.top_n] * len(listed))
+        documents_Q = [[_bare_document(passage) for passage in passages] for passages in passages_Q]
+        scores_Q = [[passage.score for passage in passages] for passages in passages_Q]
+        documents, scores = (documents_Q[0], scores_Q[0]) if isinstance(body.query, str) else (documents_Q, scores_Q)
+        return _json([documents, scores] if body.return_score else documents)
+
+    def add(path: str, answer: Callable[[Call], Awaitable[bytes]], body: type[BaseModel], summary: str) -> None:
+        add_post(app, path, answer, body=body, response=Any, summary=summary, tags=["drop-in"])
+
+    add("/queries", queries, QueriesRequest, "R1-Searcher's retriever")
+    add("/retrieve", retrieve, RetrieveRequest, "Search-R1's retriever, as verl, SkyRL and ASearcher call it")
+    add("/access", access, AccessRequest, "ASearcher's pages by address")
+    add("/search", search, QueryListRequest, "ReCall's and SearchAgentReview's retriever, told apart by the body")
+    add("/batch_search", recall, ReCallRequest, "ReCall's retriever, many queries")
+
+    @app.get("/health", tags=["drop-in"], summary="ReCall's and SearchAgentReview's health check")
+    async def health() -> dict[str, object]:
+        await backend().check()
+        return {"status": "healthy", "retrievers": {"total": 1, "available": 1}}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Bodies in
+
+
+def _object(body: bytes) -> dict[str, Any]:
+    try:
+        fields = json.loads(body)
+    except ValueError as error:
+        raise InvalidInput(f"body: not JSON: {error}") from None
+    if not isinstance(fields, dict):
+        raise InvalidInput(f"body: a JSON {type(fields).__name__}, not an object")
+    return fields
+
+
+def _parse(model: type[M], body: bytes) -> M:
+    return _validated(model, _object(body))
+
+
+def _validated(model: type[M], fields: dict[str, Any]) -> M:
+    try:
+        return model.model_validate(_mended(fields))
+    except ValidationError as error:
+        raise invalid_body(error) from None
+
+
+def _mended(value: Any) -> Any:
+    r"""Without halves of surrogate pairs, which JSON can carry (`\ud83d`) and a policy's broken bytes may become."""
+    if isinstance(value, str):
+        return value.encode(errors="replace").decode()
+    if isinstance(value, list):
+        return [_mended(item) for item in value]
+    return {key: _mended(item) for key, item in value.items()} if isinstance(value, dict) else value
+
+
+def _corpus(call: Call) -> str:
+    """`?corpus=name`. Raises InvalidInput."""
+    name = parse_qs(call.query_string).get("corpus", [DEFAULT])[-1]
+    try:
+        return _NAME.validate_python(name)
+    except ValidationError:
+        raise InvalidInput(f"query.corpus: {name[:80]!r} is not the name of a corpus") from None
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Passages out
+
+
+def _json(content: object) -> bytes:
+    return json.dumps(content).encode()
+
+
+def _numbered_line(number: int, passage: Passage) -> str:
+    """R1-Searcher's clients remove a leading number and the space after it, so there must be a number."""
+    number_shown = passage.id if passage.id.isdecimal() else number
+    return f"{number_shown}\t{' '.join(passage.line.splitlines())}"
+
+
+def _contents(passage: Passage) -> str:
+    return f'"{passage.title}"\n{passage.text}'
+
+
+def _bare_document(passage: Passage) -> dict[str, Any]:
+    return {"id": passage.id, "contents": _contents(passage)}
+
+
+def _document(passage: Passage) -> dict[str, Any]:
+    """ASearcher's clients read `url` of every document, empty or not."""
+    return {"id": passage.id, "contents": _contents(passage), "url": passage.url}
+
+
+def _scored_document(passage: Passage) -> dict[str, Any]:
+    return {"document": _document(passage), "score": passage.score}
+
+
+def _titled_document(passage: Passage, *, with_score: bool) -> dict[str, Any]:
+    contents = f"{passage.title}\n{passage.text}" if passage.title else passage.text
+    document = {"id": passage.id, "title": passage.title, "contents": contents[:CONTENTS_CHARACTERS]}
+    return {"document": document, "score": passage.score} if with_score else {"document": document}
+
+
+def _page(passage: Passage) -> dict[str, Any]:
+    return {"url": passage.url, "title": passage.title, "contents": passage.text}
