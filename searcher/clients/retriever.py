@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from searcher.clients.http import ServiceClient
-from searcher.contracts.search import Passage, SearchRequest, SearchResponse
+from searcher.contracts.search import CorpusInfo, Passage, SearchRequest, SearchResponse
 
 
 class RetrieverClient(ServiceClient):
@@ -21,3 +21,7 @@ class RetrieverClient(ServiceClient):
         """Passages per query, best first. Raises UpstreamUnavailable; never [] for an outage."""
         body = await self.post("/v1/search", SearchRequest(queries=tuple(queries), k=k, corpus=corpus))
         return SearchResponse.model_validate(body).results
+
+    async def corpora(self) -> tuple[CorpusInfo, ...]:
+        """What can be asked now; a corpus may have another index later."""
+        return tuple(CorpusInfo.model_validate(info) for info in await self.get("/v1/corpora"))

@@ -1,5 +1,7 @@
 """rollout <-> retriever: queries -> passages, best first."""
 
+from typing import Literal
+
 from pydantic import Field
 
 from searcher.contracts.base import Contract, Name, ShortText
@@ -32,3 +34,29 @@ class SearchResponse(Contract):
     """Identifies the index build (its manifest's sha256): two runs that report the same one searched the same index."""
     results: tuple[tuple[Passage, ...], ...]
     """One list per query, in the order asked. A corpus smaller than k gives what there is."""
+
+
+class Recall(Contract):
+    """How many of the truly nearest passages the index finds."""
+
+    recall: float = Field(ge=0.0, le=1.0)
+    """Mean share of the `k` nearest by exact search. Below ~0.98 a policy notices: train on a more exact index."""
+    k: int
+    num_queries: int
+    queries: Literal["questions", "passages"]
+    """`questions`: a file of real ones was given. `passages`: words cut out of the corpus' own passages."""
+
+
+class CorpusInfo(Contract):
+    """One name under which `corpus` can be asked."""
+
+    name: str
+    kind: str
+    num_passages: int
+    """0 where nobody knows, as on the web."""
+    index: str
+    """Identifies the build (the sha256 of its manifest), as in every search response."""
+    encoder: str | None = None
+    """Of an index of vectors."""
+    recall: Recall | None = None
+    """Of an index of vectors, against exact search, measured when it was built."""

@@ -4,26 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from searcher.contracts.base import Contract
-from services.retriever.index.manifest import Recall
+from searcher.contracts.search import CorpusInfo
 
 DEFAULT = "default"
 """The corpus of a request that names none."""
-
-
-class CorpusInfo(Contract):
-    """One name under which `corpus` can be asked."""
-
-    name: str
-    kind: str
-    num_passages: int
-    """0 where nobody knows, as on the web."""
-    index: str
-    """Identifies the build (the sha256 of its manifest), as in every search response."""
-    encoder: str | None = None
-    """Of an index of vectors."""
-    recall: Recall | None = None
-    """Of an index of vectors, against exact search, measured when it was built."""
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from redis.exceptions import RedisError
 from torch import Tensor
 
 from searcher.clients.evaluator import EvaluatorClient
+from searcher.clients.retriever import RetrieverClient
 from searcher.contracts.errors import InvalidInput
 from searcher.contracts.experience import ScoredGroup
 from searcher.contracts.question import Question
@@ -27,6 +28,7 @@ from services.trainer.curriculum import Curriculum
 from services.trainer.engine import StepReport
 from services.trainer.evaluations import Evaluations
 from services.trainer.figures import batch_figures, format_rate, num_tokens, report_figures, search_rate
+from services.trainer.indexes import SearchedIndexes
 from services.trainer.publish import Publisher
 from services.trainer.rundir import Outcome, RunDirectory
 from services.trainer.settings import TrainerSettings
@@ -42,12 +44,16 @@ class Office:
         *,
         redis: Redis,
         evaluator: EvaluatorClient | None,
+        retriever: RetrieverClient | None,
         stop: asyncio.Event,
     ) -> None:
         self.directory, self.recipe, self.settings = directory, recipe, settings
         self.redis, self.stop = redis, stop
         run_id = directory.run_id
-        self.curriculum = Curriculum(recipe, stage_questions(recipe), run_id)
+        questions = stage_questions(recipe)
+        self.curriculum = Curriculum(recipe, questions, run_id)
+        searched = {question.corpus for stage in questions.values() for question in stage}
+        self.indexes = SearchedIndexes(directory, searched, retriever)
         self.evaluations = Evaluations(
             directory,
             recipe,
@@ -106,6 +112,7 @@ class Office:
     async def checkpointed(self, path: Path, store: CheckpointStore, *, seconds: float) -> None:
         """Experience that even the oldest kept checkpoint is past will not be asked for again."""
         self.directory.event("checkpoint_saved", path=str(path), seconds=round(seconds, 3))
+        await self.indexes.note()
         try:
             await self.experience.trim(store.oldest_state()["position"])
         except RedisError as error:  # the next checkpoint trims it too
@@ -152,6 +159,7 @@ class Office:
             "trajectories_per_second": trained / max(busy_seconds, 1e-9),
             "num_tokens": num_tokens(groups),
             **{f"dropped/{reason}": float(count) for reason, count in self.collector.take_dropped().items()},
+            **self.indexes.figures(),
             **self.evaluations.take(),
         }
         self._write_line(step, figures)

@@ -23,6 +23,8 @@ class TrainerSettings(ServiceSettings):
     as files, which engines must be able to open."""
     evaluator_url: str | None = "http://127.0.0.1:8005"
     """Unset: recipes that ask for evaluations train without them (an event says so)."""
+    retriever_url: str | None = "http://127.0.0.1:8001"
+    """Asked which indexes a run searches and how exact they are, for the run's events. Unset: not noted."""
     evaluation_timeout_seconds: float = Field(default=1_800.0, gt=0)
     """An evaluation that takes longer is skipped; training waits no longer than this."""
     max_restarts: int = Field(default=5, ge=0)
@@ -32,7 +34,7 @@ class TrainerSettings(ServiceSettings):
     stop_seconds: float = Field(default=120.0, gt=0)
     """A training process that was asked to stop may finish its step and checkpoint for this long; then it is killed."""
 
-    @field_validator("weights_dir", "public_url", "evaluator_url", mode="before")
+    @field_validator("weights_dir", "public_url", "evaluator_url", "retriever_url", mode="before")
     @classmethod
     def _blank_is_unset(cls, value: object) -> object:
         """An empty variable (as compose files produce it) means: not configured."""

@@ -39,6 +39,7 @@ def main() -> int:
 
 async def train_here(directory: RunDirectory, settings: TrainerSettings) -> Outcome:
     from searcher.clients.evaluator import EvaluatorClient
+    from searcher.clients.retriever import RetrieverClient
     from searcher.servicekit.streams import connect
     from services.trainer.engine import TrainingEngine
     from services.trainer.loop import train
@@ -51,22 +52,26 @@ async def train_here(directory: RunDirectory, settings: TrainerSettings) -> Outc
     recipe = directory.recipe
     processes = Processes(device=recipe.trainer.device)
     redis = connect(settings.shared.redis_url)
-    evaluator = None
-    if settings.evaluator_url:
-        evaluator = EvaluatorClient(settings.evaluator_url, api_key=settings.shared.api_key)
     office = None
-    if processes.is_first:
-        office = Office(directory, recipe, settings, redis=redis, evaluator=evaluator, stop=stop)
-    try:
+    async with contextlib.AsyncExitStack() as clients:
+        clients.push_async_callback(redis.aclose)
+        key = settings.shared.api_key
+        if processes.is_first:
+            evaluator = retriever = None
+            if settings.evaluator_url:
+                evaluator = await clients.enter_async_context(EvaluatorClient(settings.evaluator_url, api_key=key))
+            if settings.retriever_url:
+                client = RetrieverClient(settings.retriever_url, api_key=key, timeout_seconds=5.0, attempts=2)
+                retriever = await clients.enter_async_context(client)
+            office = Office(
+                directory, recipe, settings, redis=redis, evaluator=evaluator, retriever=retriever, stop=stop
+            )
         run = Run(directory, recipe, TrainingEngine(recipe, processes), processes, office)
         run.resume()
-        if processes.is_first:
+        if office:
             directory.event("training", from_step=run.step, processes=processes.part.count)
+            await office.indexes.note()
         await train(run)
-    finally:
-        await redis.aclose()
-        if evaluator:
-            await evaluator.close()
     processes.close()
     return run.outcome
 

@@ -23,6 +23,7 @@ from typing import Any, Literal, TypeVar, cast
 import numpy as np
 
 from searcher.contracts.errors import InvalidInput
+from searcher.contracts.search import Recall
 from services.retriever.building.corpus import Progress, write_passages
 from services.retriever.building.embeddings import EmbeddingCache
 from services.retriever.building.kinds import (
@@ -63,7 +64,6 @@ from services.retriever.index.manifest import (
     IndexFacts,
     Manifest,
     QuantisedFacts,
-    Recall,
     SourceFacts,
     file_facts,
     note_verified,

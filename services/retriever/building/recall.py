@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from searcher.contracts.errors import InvalidInput
+from searcher.contracts.search import Recall
 from services.retriever.encoders.protocol import Vectors
-from services.retriever.index.manifest import Recall
 from services.retriever.index.passages import PassageStore
 from services.retriever.index.products import exact
 from services.retriever.index.protocol import NOTHING, Matrix, Nearest, Rows, Scores

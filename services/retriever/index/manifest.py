@@ -20,6 +20,7 @@ from pydantic import Field, ValidationError
 
 from searcher.contracts.base import Contract
 from searcher.contracts.errors import InvalidInput
+from searcher.contracts.search import Recall
 from searcher.files import file_sha256
 from services.retriever.encoders.card import EncoderCard
 
@@ -103,17 +104,6 @@ class RerankerCard(Contract):
     max_tokens: int = Field(ge=8)
     """Of query and passage together; the passage is cut."""
     depth: int = Field(default=50, ge=1)
-
-
-class Recall(Contract):
-    """How many of the truly nearest passages the index finds."""
-
-    recall: float = Field(ge=0.0, le=1.0)
-    """Mean share of the `k` nearest by exact search. Below ~0.98 a policy notices: train on a more exact index."""
-    k: int
-    num_queries: int
-    queries: Literal["questions", "passages"]
-    """`questions`: a file of real ones was given. `passages`: words cut out of the corpus' own passages."""
 
 
 class SourceFacts(Contract):

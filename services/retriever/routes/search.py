@@ -8,9 +8,9 @@ from pydantic import Field, ValidationError
 
 from searcher.contracts.base import Contract, Name
 from searcher.contracts.errors import InvalidInput
-from searcher.contracts.search import SearchRequest, SearchResponse
+from searcher.contracts.search import CorpusInfo, SearchRequest, SearchResponse
 from searcher.servicekit.app import require_admin
-from services.retriever.backend import DEFAULT, Ask, Backend, CorpusInfo, Found
+from services.retriever.backend import DEFAULT, Ask, Backend, Found
 from services.retriever.routes.posts import Call, add_post, invalid_body
 from services.retriever.serving.shelf import Shelf
 from services.retriever.settings import RetrieverSettings

@@ -15,8 +15,9 @@ from pathlib import Path
 import structlog
 
 from searcher.contracts.errors import Conflict, InvalidInput, NotFound, NotReady, SearcherError
+from searcher.contracts.search import CorpusInfo
 from services.retriever import metrics
-from services.retriever.backend import Ask, CorpusInfo, Found
+from services.retriever.backend import Ask, Found
 from services.retriever.index.manifest import MANIFEST_FILE
 from services.retriever.serving.cache import Hits
 from services.retriever.serving.engine import Engine

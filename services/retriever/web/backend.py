@@ -5,8 +5,8 @@ import time
 from collections.abc import Sequence
 
 from searcher.contracts.errors import InvalidInput, NotFound, NotReady
-from searcher.contracts.search import Passage
-from services.retriever.backend import DEFAULT, Ask, CorpusInfo, Found
+from searcher.contracts.search import CorpusInfo, Passage
+from services.retriever.backend import DEFAULT, Ask, Found
 from services.retriever.settings import RetrieverSettings
 from services.retriever.web.cassette import Cassette, CassetteMode
 from services.retriever.web.chain import Chain

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from searcher.contracts.errors import InvalidInput, UpstreamUnavailable
+from searcher.contracts.search import Recall
 from searcher.files import file_sha256
 from services.retriever.building.__main__ import main
 from services.retriever.building.build import build_index
@@ -20,7 +21,7 @@ from services.retriever.encoders.known import EncoderChoice
 from services.retriever.encoders.local import OnnxEncoder
 from services.retriever.encoders.protocol import Vectors
 from services.retriever.index import manifest as manifest_module
-from services.retriever.index.manifest import FlatFacts, HybridFacts, QuantisedFacts, Recall, manifest_sha256
+from services.retriever.index.manifest import FlatFacts, HybridFacts, QuantisedFacts, manifest_sha256
 from services.retriever.serving.library import Library
 
 

@@ -107,7 +107,9 @@ class Desk:
     def office(self, *, evaluator: bool = True, timeout_seconds: float = 60.0) -> Office:
         settings = TrainerSettings(evaluation_timeout_seconds=timeout_seconds)
         toy = self.evaluator if evaluator else None
-        return Office(self.run, self.recipe(), settings, redis=self.redis, evaluator=toy, stop=self.stop)  # type: ignore[arg-type]
+        return Office(
+            self.run, self.recipe(), settings, redis=self.redis, evaluator=toy, retriever=None, stop=self.stop
+        )  # type: ignore[arg-type]
 
     def published(self) -> list[str]:
         return [path.name for path in (self.run.path / "weights").iterdir()]
