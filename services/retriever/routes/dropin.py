@@ -100,7 +100,7 @@ def add_routes(app: FastAPI, backend: Callable[[], Backend], *, deadline_seconds
                 k_Q=[k_Q[q] for q in asked],
                 corpus=_corpus(call),
                 deadline_seconds=call.deadline_seconds(deadline_seconds),
-                patient=True,
+                patient=not call.has_deadline,
             )
             found = await backend().search(ask)
             for q, numbers, lines in zip(asked, found.rows_Q, found.passages_Q, strict=True):

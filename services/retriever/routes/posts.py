@@ -40,6 +40,11 @@ class Call:
     def query_string(self) -> str:
         return str(self._scope["query_string"], "latin-1")
 
+    @property
+    def has_deadline(self) -> bool:
+        """Whether the caller says how long it waits."""
+        return any(name == _TIMEOUT_HEADER for name, _ in self._scope["headers"])
+
     def deadline_seconds(self, default: float) -> float:
         """What the caller allows: the header X-Request-Timeout, in seconds. Raises InvalidInput."""
         for name, value in self._scope["headers"]:

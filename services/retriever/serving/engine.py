@@ -143,8 +143,8 @@ class Engine:
     ) -> list[Hits]:
         """Hits per query, in the order asked.
 
-        Raises Overloaded if they cannot be had inside the deadline: at once, or, if `patient`, after waiting for room.
-        Cancel it to leave.
+        Raises Overloaded if they cannot be had inside the deadline: at once where that can be foreseen. A `patient`
+        caller waits for room until then instead, and once its search has begun, to the end. Cancel it to leave.
         """
         now = self._clock()
         request = Request(deadline=now + deadline_seconds, since=now)
@@ -179,10 +179,18 @@ class Engine:
             self._lookups.add(lookup)
             lookup.add_done_callback(self._lookups.discard)
         try:
-            if len(callers) == 1:
-                ((key, caller),) = callers.items()
-                return {key: await caller}
-            return dict(zip(callers, await asyncio.gather(*callers.values()), strict=True))
+            async with asyncio.timeout(None if patient else request.deadline - self._clock()) as in_time:
+                if len(callers) == 1:
+                    ((key, caller),) = callers.items()
+                    return {key: await caller}
+                return dict(zip(callers, await asyncio.gather(*callers.values()), strict=True))
+        except TimeoutError:
+            if not in_time.expired():  # the search failed with one of its own
+                raise
+            request.expired = True
+            metrics.REJECTED.labels("expired").inc(len(missing))
+            waited = self._clock() - request.since
+            raise Overloaded(f"not answered in {waited:.1f} s", retry_after_seconds=waited) from None
         finally:
             for caller in callers.values():
                 caller.cancel()
@@ -271,7 +279,8 @@ class Engine:
         """Called in the event loop. Unless somebody boarded in this very moment who has more time than `deadline`."""
         if job.is_left:
             del self._flights[job.key]
-            metrics.REJECTED.labels("cancelled").inc()
+            if not any(request.expired for request in job.requests):
+                metrics.REJECTED.labels("cancelled").inc()
         elif deadline < job.deadline:
             job.taken = False
             self._enqueue([job], job.requests[-1])

@@ -27,7 +27,9 @@ class Request:
     since: float
     bulk: bool = False
     begun: bool = False
-    """Some of its queries were searched already, so the rest is not given up, however long it takes."""
+    """Some of its queries were searched already, so the rest is not given up while its caller waits."""
+    expired: bool = False
+    """Its deadline came before its hits, and its caller was told."""
 
 
 @dataclass(eq=False, slots=True)

@@ -304,7 +304,7 @@ async def test_whoever_comes_alone_is_served_whatever_the_estimate(
     toy.seconds_per_search = 1_000.0
     await ask(engine, corpus, "1")
 
-    assert await ask(engine, corpus, "2", seconds=0.1) == [[2]]
+    assert await ask(engine, corpus, "2", seconds=30.0) == [[2]]
 
 
 async def test_a_patient_caller_waits_for_room(engine: Engine, corpus: Corpus, toy: ToyIndex) -> None:
@@ -391,15 +391,49 @@ async def test_a_query_that_its_batch_would_answer_too_late_leaves_its_place_to_
     assert toy.batches == [["1"], ["2"], ["3"]]
 
 
-async def test_a_request_once_begun_is_finished_however_long_it_takes(corpus: Corpus, toy: ToyIndex) -> None:
+async def test_a_patient_request_once_begun_is_finished_however_long_it_takes(corpus: Corpus, toy: ToyIndex) -> None:
     engine = engine_of(toy, max_batch=1)
     toy.seconds_per_search = 50.0
     toy.let_go.set()
 
-    found = await ask(engine, corpus, "1", "2", "3")
+    found = await ask(engine, corpus, "1", "2", "3", patient=True)
     await engine.close()
 
     assert found == [[1], [2], [3]]
+
+
+async def test_a_caller_is_told_at_its_deadline_though_its_search_hangs(
+    engine: Engine, corpus: Corpus, toy: ToyIndex
+) -> None:
+    with pytest.raises(Overloaded, match="not answered in"):
+        await ask(engine, corpus, "1", seconds=0.05)
+    assert toy.batches == [["1"]]
+    toy.let_go.set()
+
+    assert await ask(engine, corpus, "2") == [[2]]
+
+
+async def test_what_is_left_of_a_request_at_its_deadline_is_not_searched(corpus: Corpus, toy: ToyIndex) -> None:
+    engine = engine_of(toy, max_batch=1)
+    with pytest.raises(Overloaded):
+        await ask(engine, corpus, "1", "2", "3", seconds=0.05)
+    toy.let_go.set()
+    await ask(engine, corpus, "4")
+    await engine.close()
+
+    assert toy.batches == [["1"], ["4"]]
+
+
+async def test_one_callers_deadline_takes_nothing_from_another_who_asked_the_same(
+    engine: Engine, corpus: Corpus, toy: ToyIndex
+) -> None:
+    hasty, other = ask(engine, corpus, "1", seconds=0.05), ask(engine, corpus, "1")
+    with pytest.raises(Overloaded):
+        await hasty
+    toy.let_go.set()
+
+    assert await other == [[1]]
+    assert toy.batches == [["1"]]
 
 
 async def test_closing_answers_what_waits_and_then_refuses(corpus: Corpus, toy: ToyIndex) -> None:
