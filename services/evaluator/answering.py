@@ -17,8 +17,8 @@ from searcher.contracts.score import Score
 from searcher.contracts.trajectory import RolloutResponse, Search, StopReason, Trajectory
 from searcher.qa.answer import cover_exact_match_strict
 from searcher.qa.tags import document_block
+from services.evaluator.chunks import Claim
 from services.evaluator.evidence import evidence, supported
-from services.evaluator.jobs import Claim
 
 
 @dataclass(frozen=True)

@@ -25,9 +25,10 @@ from searcher.servicekit.streams import connect
 from services.evaluator.archive import Archive
 from services.evaluator.assembly import assemble
 from services.evaluator.benchmarks import BenchmarkFacts, available
+from services.evaluator.chunks import digest
 from services.evaluator.dispatch import create_celery, dispatch
 from services.evaluator.intake import Intake, uploaded
-from services.evaluator.jobs import Jobs, digest
+from services.evaluator.jobs import Jobs
 from services.evaluator.metrics import FINISHED, IDLE_SECONDS, OPEN
 from services.evaluator.report import render, render_markdown
 from services.evaluator.settings import EvaluatorSettings

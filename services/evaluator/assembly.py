@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 
 from searcher.contracts.report import Report
-from services.evaluator.jobs import Answered
+from services.evaluator.chunks import Answered
 from services.evaluator.published import published_rows
 from services.evaluator.statistics import comparisons, system_reports
 

@@ -25,13 +25,10 @@ from searcher.qa.prompt import template_named
 from searcher.questions import load_questions
 from searcher.recipes import explain
 from services.evaluator.benchmarks import load_benchmark
-from services.evaluator.jobs import searched_corpora
+from services.evaluator.chunks import Questions, searched_corpora
 from services.evaluator.settings import EvaluatorSettings
 
 log = structlog.get_logger()
-
-Questions = Mapping[str, tuple[Question, ...]]
-"""By benchmark; those that came with the request are under ""."""
 
 
 @dataclass(frozen=True)

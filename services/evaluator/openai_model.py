@@ -32,7 +32,7 @@ from searcher.qa.tags import (
     document_block,
 )
 from services.evaluator.answering import Answers, evaluated
-from services.evaluator.jobs import Claim
+from services.evaluator.chunks import Claim
 
 MAX_QUERY_CHARACTERS = 8_192
 CHAT_TEMPLATE = "r1-searcher-chat"

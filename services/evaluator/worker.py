@@ -29,8 +29,9 @@ from searcher.contracts.report import OpenAIModel
 from searcher.servicekit.logging import configure_logging
 from searcher.servicekit.streams import connect
 from services.evaluator.answering import Answerer, RolloutAnswers
+from services.evaluator.chunks import Claim
 from services.evaluator.dispatch import TASK, create_celery, dispatch
-from services.evaluator.jobs import Claim, Jobs
+from services.evaluator.jobs import Jobs
 from services.evaluator.judging import verdicts
 from services.evaluator.metrics import ANSWERED, CHUNK_SECONDS, NOT_JUDGED, OUTAGES
 from services.evaluator.openai_model import ModelAnswers

@@ -16,7 +16,8 @@ from searcher.contracts.question import Question, SearchMode
 from searcher.contracts.report import POLICY, EvaluatedQuestion, EvaluationRequest, EvaluationState, System
 from searcher.contracts.weights import WeightVersion
 from searcher.servicekit.streams import connect, wanted_weights
-from services.evaluator.jobs import Claim, Due, Jobs
+from services.evaluator.chunks import Claim
+from services.evaluator.jobs import Due, Jobs
 from services.evaluator.settings import EvaluatorSettings
 
 pytestmark = pytest.mark.anyio

@@ -19,7 +19,7 @@ from searcher.contracts.report import OpenAIModel, System
 from searcher.contracts.trajectory import StopReason
 from searcher.qa.tags import document_block
 from services.evaluator.answering import Answers
-from services.evaluator.jobs import Chunk, Claim, Outline
+from services.evaluator.chunks import Chunk, Claim, Outline
 from services.evaluator.openai_model import Conversation, ModelAnswers, converse
 
 pytestmark = pytest.mark.anyio
