@@ -10,6 +10,7 @@ from rich.table import Table
 from searcher.cli.console import console
 from searcher.contracts.errors import InvalidInput
 from searcher.contracts.report import Comparison, EvaluatedQuestion, Report
+from searcher.pages import p_value
 
 NAMES = {"em": "EM", "cover_em": "cover-EM", "f1": "F1", "judge": "judge"}
 
@@ -107,7 +108,8 @@ def comparison_table(found: Sequence[Comparison]) -> Table:
         table.add_column(column, justify="left" if column in ("", "figure") else "right")
     for one in found:
         name = one.a if one.a == one.b else f"{one.b} − {one.a}"
-        p_value = "< 0.001" if one.p_value < 0.001 else f"{one.p_value:.3f}"
         interval = f"{one.interval.low:+.3f} to {one.interval.high:+.3f}"
-        table.add_row(name, NAMES[one.metric], f"{one.num_questions:,}", f"{one.difference:+.3f}", interval, p_value)
+        table.add_row(
+            name, NAMES[one.metric], f"{one.num_questions:,}", f"{one.difference:+.3f}", interval, p_value(one.p_value)
+        )
     return table

@@ -17,7 +17,17 @@ from searcher.cli.progress import track_evaluation
 from searcher.cli.settings import CliSettings
 from searcher.clients.evaluator import EvaluatorClient
 from searcher.contracts.errors import InvalidInput
-from searcher.contracts.report import BASELINES, POLICY, EvaluationRequest, Metrics, OpenAIModel, Report, Sample, System
+from searcher.contracts.report import (
+    BASELINES,
+    POLICY,
+    EvaluationRequest,
+    Metrics,
+    OpenAIModel,
+    Report,
+    Sample,
+    System,
+)
+from searcher.pages import hops_title
 from searcher.questions import load_questions
 from searcher.recipes import explain
 from searcher.servicekit.settings import SharedSettings
@@ -164,11 +174,7 @@ def _columns(report: Report) -> dict[str, Metrics]:
     columns = {"all": only.overall}
     if len(only.by_benchmark) > 1:
         columns |= only.by_benchmark | ({"their mean": only.macro} if only.macro else {})
-    return columns | {_hops(count): metrics for count, metrics in only.by_hops.items()}
-
-
-def _hops(count: str) -> str:
-    return f"{count} hop" if count == "1" else f"{count} hops"
+    return columns | {hops_title(count): metrics for count, metrics in only.by_hops.items()}
 
 
 def _cell(metrics: Metrics, name: str, form: str) -> str:

@@ -33,6 +33,16 @@ def figure(value: float | None, digits: int = 2) -> str:
     return "–" if value is None else f"{value:.{digits}f}"
 
 
+def p_value(value: float) -> str:
+    """0.0346 -> 0.035, 0.0001 -> < 0.001"""
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def hops_title(count: str) -> str:
+    """1 -> 1 hop, 2 -> 2 hops"""
+    return f"{count} hop" if count == "1" else f"{count} hops"
+
+
 def duration(seconds: float) -> str:
     """75.2 -> 1 min 15 s"""
     if seconds < 10:

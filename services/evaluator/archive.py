@@ -1,16 +1,14 @@
 """Finished reports on disk, where they outlive Redis. A file is there whole or not at all."""
 
-import math
 import os
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from searcher.contracts.base import Contract
-from searcher.contracts.report import EvaluatedQuestion, EvaluationState, EvaluationStatus, Metrics, Report
-from services.evaluator.statistics import figures, metrics
+from searcher.contracts.report import EvaluationState, EvaluationStatus, Report
+from services.evaluator.statistics import added_up, metrics
 
 
 class Summary(Contract):
@@ -35,9 +33,9 @@ class Archive:
 
     def keep(self, report: Report, *, digest: str) -> None:
         count = len(report.questions)
-        status = EvaluationStatus(
-            id=report.id, state=EvaluationState.DONE, done=count, total=count, partial=_all_together(report.questions)
-        )
+        # As a running evaluation tells them: all systems together, without intervals.
+        partial = metrics(added_up(report.questions)) if count else None
+        status = EvaluationStatus(id=report.id, state=EvaluationState.DONE, done=count, total=count, partial=partial)
         _write(self._path(report.id, "report.json"), report.model_dump_json())
         _write(self._path(report.id, "summary.json"), Summary(digest=digest, status=status).model_dump_json())
 
@@ -59,12 +57,6 @@ class Archive:
 
     def _path(self, evaluation_id: str, name: str) -> Path:
         return self.folder / evaluation_id / name
-
-
-def _all_together(rows: Sequence[EvaluatedQuestion]) -> Metrics | None:
-    """As a running evaluation tells them: all systems, without intervals."""
-    table = [figures(row) for row in rows]
-    return metrics({name: math.fsum(row[name] for row in table) for name in table[0]}) if table else None
 
 
 def _read(path: Path) -> str | None:

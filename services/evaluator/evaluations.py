@@ -15,7 +15,8 @@ from services.evaluator.chunks import digest
 from services.evaluator.dispatch import dispatch
 from services.evaluator.intake import Intake
 from services.evaluator.jobs import Jobs, other_content
-from services.evaluator.report import render, render_markdown
+from services.evaluator.report.markdown import render_markdown
+from services.evaluator.report.page import render
 
 Format = Literal["json", "md", "html"]
 

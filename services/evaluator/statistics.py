@@ -67,6 +67,12 @@ def figures(row: EvaluatedQuestion) -> dict[str, float]:
     return sums
 
 
+def added_up(rows: Sequence[EvaluatedQuestion]) -> dict[str, float]:
+    """The figures of at least one row -> the sums that `metrics` divides."""
+    table = [figures(row) for row in rows]
+    return {name: math.fsum(row[name] for row in table) for name in table[0]}
+
+
 def metrics(sums: Mapping[str, float]) -> Metrics:
     """Sums over at least one question -> means, without intervals."""
     assert sums["num_questions"] > 0, sums
@@ -77,12 +83,12 @@ def metrics(sums: Mapping[str, float]) -> Metrics:
 
 def summarise(rows: Sequence[EvaluatedQuestion]) -> Metrics:
     """At least one row -> means with their intervals."""
-    return metrics(_sums(rows)).model_copy(update={"intervals": _intervals(rows)})
+    return metrics(added_up(rows)).model_copy(update={"intervals": _intervals(rows)})
 
 
 def macro_average(groups: Mapping[str, Sequence[EvaluatedQuestion]]) -> Metrics:
     """Mean over groups of their means: a small benchmark counts as much as a large one."""
-    parts = [metrics(_sums(rows)) for rows in groups.values()]
+    parts = [metrics(added_up(rows)) for rows in groups.values()]
     means: dict[str, float] = {}
     intervals: dict[str, Interval] = {}
     for name, figure in FIGURES.items():
@@ -185,11 +191,6 @@ def _intervals(rows: Sequence[EvaluatedQuestion]) -> dict[str, Interval]:
             values_QF = np.array([values for _, values in columns], dtype=np.float64).T
             found |= zip(names, mean_intervals(values_QF, [FIGURES[name].bounds for name in names]), strict=True)
     return {name: interval for name in FIGURES if (interval := found.get(name)) is not None}
-
-
-def _sums(rows: Sequence[EvaluatedQuestion]) -> dict[str, float]:
-    table = [figures(row) for row in rows]
-    return {name: math.fsum(row[name] for row in table) for name in table[0]}
 
 
 def _known(name: str) -> str:

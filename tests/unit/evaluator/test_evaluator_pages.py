@@ -12,7 +12,10 @@ from searcher.contracts.report import BASELINES, POLICY, EvaluatedQuestion, Publ
 from searcher.pages.plots import Colour, Curve, Dots, Mark, bars, curves, dots
 from searcher.qa.markup import Kind, Piece, mark_up, pieces
 from searcher.qa.tags import TAGS
-from services.evaluator.report import examples, found_and_right, render, render_markdown
+from services.evaluator.report.examples import examples
+from services.evaluator.report.markdown import render_markdown
+from services.evaluator.report.page import render
+from services.evaluator.report.tables import found_and_right
 from services.evaluator.statistics import comparisons, system_reports
 
 Row = Callable[..., EvaluatedQuestion]
