@@ -27,12 +27,12 @@ class SharedSettings(BaseSettings):
     @property
     def api_key(self) -> str | None:
         """The token; None if no file is configured. Raises ValueError for an empty file."""
-        return _token("SEARCHER_API_KEY_FILE", self.api_key_file)
+        return key_in(self.api_key_file, variable="SEARCHER_API_KEY_FILE")
 
     @property
     def admin_key(self) -> str | None:
         """Likewise. It also opens what the other token opens."""
-        return _token("SEARCHER_ADMIN_KEY_FILE", self.admin_key_file)
+        return key_in(self.admin_key_file, variable="SEARCHER_ADMIN_KEY_FILE")
 
     @field_validator("api_key_file", "admin_key_file", mode="before")
     @classmethod
@@ -41,13 +41,14 @@ class SharedSettings(BaseSettings):
         return None if value == "" else value
 
 
-def _token(name: str, file: Path | None) -> str | None:
+def key_in(file: Path | None, *, variable: str) -> str | None:
+    """Read anew each time: a key may change. Raises ValueError for an empty file, OSError for a missing one."""
     if file is None:
         return None
-    token = file.read_text().strip()
-    if not token:
-        raise ValueError(f"{name}: {file} is empty; write a token into it")
-    return token
+    key = file.read_text().strip()
+    if not key:
+        raise ValueError(f"{variable}: {file} is empty; write the key into it")
+    return key
 
 
 class ServiceSettings(BaseSettings):

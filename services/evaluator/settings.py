@@ -6,7 +6,7 @@ from typing import Annotated
 from pydantic import Field, field_validator
 from pydantic_settings import NoDecode, SettingsConfigDict
 
-from searcher.servicekit.settings import ServiceSettings
+from searcher.servicekit.settings import ServiceSettings, key_in
 
 
 class EvaluatorSettings(ServiceSettings):
@@ -78,18 +78,8 @@ class EvaluatorSettings(ServiceSettings):
 
     @property
     def model_api_key(self) -> str | None:
-        return _secret("EVALUATOR_MODEL_API_KEY_FILE", self.model_api_key_file)
+        return key_in(self.model_api_key_file, variable="EVALUATOR_MODEL_API_KEY_FILE")
 
     @property
     def judge_api_key(self) -> str | None:
-        return _secret("EVALUATOR_JUDGE_API_KEY_FILE", self.judge_api_key_file)
-
-
-def _secret(variable: str, file: Path | None) -> str | None:
-    """Read anew each time: a key may change. Raises ValueError for an empty file, OSError for a missing one."""
-    if file is None:
-        return None
-    key = file.read_text().strip()
-    if not key:
-        raise ValueError(f"{variable}: {file} is empty; write the key into it")
-    return key
+        return key_in(self.judge_api_key_file, variable="EVALUATOR_JUDGE_API_KEY_FILE")

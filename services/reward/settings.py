@@ -6,7 +6,7 @@ from typing import Self
 from pydantic import Field, model_validator
 from pydantic_settings import SettingsConfigDict
 
-from searcher.servicekit.settings import ServiceSettings
+from searcher.servicekit.settings import ServiceSettings, key_in
 
 
 class RewardSettings(ServiceSettings):
@@ -43,23 +43,14 @@ class RewardSettings(ServiceSettings):
 
     @property
     def remote_key(self) -> str | None:
-        return _key("REWARD_REMOTE_KEY_FILE", self.remote_key_file)
+        return key_in(self.remote_key_file, variable="REWARD_REMOTE_KEY_FILE")
 
     @property
     def judge_key(self) -> str | None:
-        return _key("REWARD_JUDGE_KEY_FILE", self.judge_key_file)
+        return key_in(self.judge_key_file, variable="REWARD_JUDGE_KEY_FILE")
 
     @model_validator(mode="after")
     def _judge_has_a_model(self) -> Self:
         if (self.judge_url is None) != (self.judge_model is None):
             raise ValueError("set REWARD_JUDGE_URL and REWARD_JUDGE_MODEL, or neither: a judge needs both")
         return self
-
-
-def _key(setting: str, file: Path | None) -> str | None:
-    if file is None:
-        return None
-    key = file.read_text().strip()
-    if not key:
-        raise ValueError(f"{setting}: {file} is empty; write the key into it")
-    return key
