@@ -36,6 +36,9 @@ INDEX, OPEN = "evaluations", "evaluations:open"
 TURNS = "evaluations:turns"
 """Open evaluations of versions that they bring with them, oldest first: the first one has the engines."""
 
+Kept = tuple[str, str | int, Mapping[str, float]]
+"""The key of an answer, what is kept under it, and what that adds to the sums of the figures."""
+
 
 @dataclass(frozen=True)
 class Due:
@@ -123,26 +126,22 @@ class Jobs:
         """
         if not rows:
             return 0
-        names, keys, table = list(figures(rows[0])), claim.chunk.keys, list[str | float]()
-        for row in rows:
-            table += [keys[row.id], row.model_dump_json(), *figures(row).values()]
-        return int(await self._step("store", claim.evaluation_id, weights, len(names), *names, *table))
+        keys = claim.chunk.keys
+        table = _table([(keys[row.id], row.model_dump_json(), figures(row)) for row in rows])
+        return int(await self._step("store", claim.evaluation_id, weights, *table))
 
     async def judge(self, claim: Claim, verdicts: Mapping[str, bool], *, problem: str) -> int:
         """Keep verdicts on the answers that count, by question id. `problem`: why there are not more; "" if all are.
 
         Returns how many were new.
         """
-        answers, keys, added = await self.answers(claim), claim.chunk.keys, dict[str, dict[str, float]]()
+        answers, keys, kept = await self.answers(claim), claim.chunk.keys, list[Kept]()
         for question_id, verdict in verdicts.items():
             before = figures(answers[question_id].model_copy(update={"judge": None}))
             after = figures(answers[question_id].model_copy(update={"judge": verdict}))
-            added[question_id] = {name: after[name] - before[name] for name in after}
-        names = sorted({name for values in added.values() for name, value in values.items() if value})
-        table = list[str | float]()
-        for question_id, values in added.items():
-            table += [keys[question_id], int(verdicts[question_id]), *(values[name] for name in names)]
-        return int(await self._step("judge", claim.evaluation_id, problem, len(names), *names, *table))
+            added = {name: after[name] - before[name] for name in after if after[name] != before[name]}
+            kept.append((keys[question_id], int(verdict), added))
+        return int(await self._step("judge", claim.evaluation_id, problem, *_table(kept)))
 
     async def finish(self, claim: Claim) -> None:
         """Nothing is left to do for a chunk. Closes the evaluation with its last one."""
@@ -271,6 +270,15 @@ class Jobs:
         own = [_key(evaluation_id, part) for part in PARTS]
         shared = [INDEX, OPEN, TURNS, WANTED_WEIGHTS["evaluation"]]
         return await self._steps(keys=own + shared, args=[name, evaluation_id, *args])
+
+
+def _table(values: Sequence[Kept]) -> list[str | float]:
+    """As the steps that keep values take them: how many figures there are, their names, then row by row."""
+    names = list(dict.fromkeys(name for _, _, added in values for name in added))
+    table: list[str | float] = [len(names), *names]
+    for key, value, added in values:
+        table += [key, value, *(added.get(name, 0.0) for name in names)]
+    return table
 
 
 def _with_verdict(row: EvaluatedQuestion, verdict: bytes | None) -> EvaluatedQuestion:

@@ -9,6 +9,7 @@ from searcher.qa.markup import Kind, pieces
 from services.evaluator.evidence import stands_in
 
 EXAMPLES_PER_KIND = 3
+MISSED = "Retrieved, but missed"
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ _KINDS: tuple[tuple[str, str, Callable[[EvaluatedQuestion], bool]], ...] = (
     ),
     ("No answer", "searched, and ended without an answer", _no_answer),
     (
-        "Retrieved, but missed",
+        MISSED,
         "what was needed was retrieved (all gold passages, or the accepted answer where none are named), and the "
         "answer is wrong",
         _retrieved_but_missed,

@@ -5,12 +5,13 @@ from collections.abc import Iterable, Sequence
 
 from searcher.contracts.report import Comparison, EvaluatedQuestion, Metrics, Report
 from searcher.pages import figure, p_value
-from services.evaluator.report.examples import examples, shown_system
+from services.evaluator.report.examples import MISSED, examples, shown_system
 from services.evaluator.report.tables import (
     DRAWN,
     SCORES,
     TITLES,
     Line,
+    Outcome,
     Part,
     certainty,
     facts,
@@ -21,10 +22,15 @@ from services.evaluator.report.tables import (
 )
 
 _SPECIAL = re.compile(r"([\\`*_{}\[\]<>#|~])")
+CERTAINTY = (
+    "Small numbers are 95 % intervals: percentile bootstrap over questions, wider for few of them; where all questions "
+    "agree, the exact binomial bound. Comparisons are paired; p is two-sided, by sign flips of the questions' "
+    "differences, and not corrected for the number of comparisons."
+)
 
 
 def render_markdown(report: Report) -> str:
-    """Tables as GitHub draws them. Whatever was written by a model or a file is text in it, never markup."""
+    """Whatever was written by a model or a file is text in it, never markup."""
     names = [system.system.name for system in report.systems]
     sections = [f"# {_text(report.title or report.id)}", _summary(report)]
     sections += [f"> **Missing:** {_text(note)}" for note in report.missing]
@@ -32,27 +38,19 @@ def render_markdown(report: Report) -> str:
         if found:
             sections += [f"## {title}", _parts(names, found)]
     if outcomes := found_and_right(report):
-        rows = [(_text(name), f"{n:,}", figure(x, 3), f"{m:,}", figure(y, 3)) for name, n, x, m, y in outcomes]
         header = ("system", "all evidence retrieved", "cover-EM of these", "not all", "cover-EM of these")
-        sections += ["## What came of the evidence", _table(header, rows)]
+        sections += ["## What came of the evidence", _table(header, map(_outcome_cells, outcomes))]
     if report.comparisons:
         columns = ("a", "b", "figure", "questions", "b − a", "95 % interval", "p")
         sections += ["## Compared on the same questions", _table(columns, map(_comparison_cells, report.comparisons))]
     if report.published:
         sections += ["## Published", *_published(report)]
     for kind in examples([row for row in report.questions if row.system == shown_system(report).system.name]):
-        if kind.title == "Retrieved, but missed":
+        if kind.title == MISSED:
             sections += [f"## {kind.title}: {kind.count}", "\n".join(_example(row) for row in kind.rows)]
     sections += ["## Facts", _table(("", ""), ((_text(name), _text(value)) for name, value in facts(report).items()))]
     sections.append(CERTAINTY)
     return "\n\n".join(sections) + "\n"
-
-
-CERTAINTY = (
-    "Small numbers are 95 % intervals: percentile bootstrap over questions, wider for few of them; where all questions "
-    "agree, the exact binomial bound. Comparisons are paired; p is two-sided, by sign flips of the questions' "
-    "differences, and not corrected for the number of comparisons."
-)
 
 
 def _summary(report: Report) -> str:
@@ -70,7 +68,7 @@ def _parts(names: Sequence[str], found: Sequence[Part]) -> str:
     rows: list[Sequence[str]] = []
     for part in found:
         rows.append((f"**{part.title}**", *("" for _ in names)))
-        rows += [(_text(title), *(_cell(one, line) for one in metrics)) for title, line, metrics in part.rows]
+        rows += [(_text(row.title), *(_cell(one, row.line) for one in row.columns)) for row in part.rows]
     return _table(("", *map(_text, names)), rows)
 
 
@@ -79,6 +77,16 @@ def _cell(metrics: Metrics | None, line: Line) -> str:
         return "–"
     interval = certainty(metrics, line)
     return figure(getattr(metrics, line.name), line.digits) + (f" <sub>{interval}</sub>" if interval else "")
+
+
+def _outcome_cells(one: Outcome) -> tuple[str, ...]:
+    return (
+        _text(one.system),
+        f"{one.num_found:,}",
+        figure(one.cover_em_found, 3),
+        f"{one.num_lost:,}",
+        figure(one.cover_em_lost, 3),
+    )
 
 
 def _comparison_cells(one: Comparison) -> tuple[str, ...]:

@@ -23,7 +23,7 @@ PUBLISHED_SHOWN = 6
 
 
 def render(report: Report) -> str:
-    """One HTML page that needs nothing from elsewhere."""
+    """Whatever was written by a model or a file is escaped."""
     from markupsafe import Markup
 
     shown = shown_system(report)

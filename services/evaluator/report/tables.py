@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from searcher.contracts.report import Metrics, PublishedRow, Report
 from searcher.pages import duration, figure, hops_title
@@ -43,12 +44,32 @@ EVIDENCE = (
 TITLES = {line.name: line.title for line in (*SCORES, *SEARCHING, *EVIDENCE)}
 
 
-@dataclass(frozen=True)
-class Part:
-    """A heading inside a table, and its rows: a title, and for each system its metrics and which of them is meant."""
+class Row(NamedTuple):
+    """One figure of all systems."""
 
     title: str
-    rows: tuple[tuple[str, Line, tuple[Metrics | None, ...]], ...]
+    line: Line
+    """Which of the metrics is meant."""
+    columns: tuple[Metrics | None, ...]
+    """One per system; None where it has none."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """A heading inside a table, and what stands under it."""
+
+    title: str
+    rows: tuple[Row, ...]
+
+
+class Outcome(NamedTuple):
+    """What became of a system's questions, by whether all their evidence was retrieved."""
+
+    system: str
+    num_found: int
+    cover_em_found: float
+    num_lost: int
+    cover_em_lost: float
 
 
 def parts(report: Report) -> list[Part]:
@@ -56,7 +77,7 @@ def parts(report: Report) -> list[Part]:
     found = []
     for title, lines in (("Score", SCORES), ("Searching", SEARCHING), ("Evidence", EVIDENCE)):
         everywhere = tuple(system.overall for system in report.systems)
-        rows = tuple((line.title, line, everywhere) for line in lines if is_measured(line, everywhere))
+        rows = tuple(Row(line.title, line, everywhere) for line in lines if is_measured(line, everywhere))
         if rows:
             found.append(Part(title, rows))
     return found
@@ -71,7 +92,7 @@ def group_parts(report: Report) -> list[Part]:
             columns = {name: tuple(system.by_benchmark.get(name) for system in report.systems) for name in benchmarks}
             columns["mean of the benchmarks"] = tuple(system.macro for system in report.systems)
             rows = tuple(
-                (f"{name}{_count(metrics)}", line, metrics)
+                Row(f"{name}{_count(metrics)}", line, metrics)
                 for name, metrics in columns.items()
                 if is_measured(line, metrics)
             )
@@ -80,7 +101,7 @@ def group_parts(report: Report) -> list[Part]:
     hops = sorted({count for system in report.systems for count in system.by_hops}, key=int)
     if hops:
         rows = tuple(
-            (f"{hops_title(count)}{_count(metrics)}", F1, metrics)
+            Row(f"{hops_title(count)}{_count(metrics)}", F1, metrics)
             for count in hops
             for metrics in [tuple(system.by_hops.get(count) for system in report.systems)]
         )
@@ -97,14 +118,14 @@ def is_measured(line: Line, metrics: Iterable[Metrics | None]) -> bool:
     return any(one is not None and getattr(one, line.name) is not None for one in metrics)
 
 
-def found_and_right(report: Report) -> list[tuple[str, int, float, int, float]]:
-    """Per system: how many questions had all their evidence retrieved, cover-EM of those; the same of the others."""
+def found_and_right(report: Report) -> list[Outcome]:
+    """Per system whose questions name their evidence."""
     outcomes = []
     for system in report.systems:
         rows = [row for row in report.questions if row.system == system.system.name and row.evidence is not None]
         found, lost = [[row.cover_em for row in rows if row.evidence is found] for found in (True, False)]
         if found or lost:
-            outcomes.append((system.system.name, len(found), _mean(found), len(lost), _mean(lost)))
+            outcomes.append(Outcome(system.system.name, len(found), _mean(found), len(lost), _mean(lost)))
     return outcomes
 
 
