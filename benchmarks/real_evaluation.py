@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from searcher.cli.console import console
-from searcher.cli.embedded import Deployment
+from searcher.cli.embedded.deployment import Deployment
 from searcher.cli.progress import track_evaluation
 from searcher.contracts.question import Question
 from searcher.contracts.recipe import CorpusRecipe

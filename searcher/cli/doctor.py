@@ -17,7 +17,8 @@ import psutil
 from rich.table import Table
 
 from searcher.cli.console import console
-from searcher.cli.embedded import Deployment, default_ports, is_free
+from searcher.cli.embedded.deployment import Deployment
+from searcher.cli.embedded.ports import is_free, ports_of_programs
 from searcher.cli.settings import CliSettings
 from searcher.contracts.errors import NotFound
 
@@ -151,7 +152,7 @@ def _ports(state_dir: Path, port_offset: int) -> Iterator[Finding]:
     if deployment is not None and deployment.is_up():
         yield Finding("ports", f"in use by the deployment in {state_dir}")
         return
-    taken = [f"{port} ({name})" for name, port in default_ports(port_offset).items() if not is_free(port)]
+    taken = [f"{port} ({name})" for name, port in ports_of_programs(port_offset).items() if not is_free(port)]
     if taken:
         fix = f"stop who holds them, or searcher up --port-offset {port_offset + 100}"
         yield Finding("ports", f"taken: {', '.join(taken)}", "warn", fix)

@@ -4,7 +4,7 @@ import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 
-from searcher.cli.embedded import build_index_command
+from searcher.cli.embedded.indexes import build_index_command
 from searcher.cli.settings import PROJECT_ROOT
 from searcher.contracts.errors import InvalidInput, SearcherError
 

@@ -2,13 +2,14 @@
 
 import asyncio
 import time
-from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from rich.table import Table
 
 from searcher.cli.console import console, duration
-from searcher.cli.embedded import Deployment
+from searcher.cli.embedded import logs
+from searcher.cli.embedded.deployment import Deployment
 from searcher.cli.progress import program_table, show_startup
 from searcher.cli.settings import PROJECT_ROOT, CliSettings
 from searcher.contracts.errors import InvalidInput, NotFound, SearcherError
@@ -16,7 +17,6 @@ from searcher.contracts.run import RunState, RunStatus
 from searcher.contracts.weights import WeightsStatus
 
 DEFAULT_RECIPE = "tiny"
-FOLLOW_SECONDS = 0.2
 
 
 def recipe_path(name: str) -> Path:
@@ -41,7 +41,7 @@ def bring_up(deployment: Deployment) -> None:
     try:
         for build in deployment.missing_indexes():
             with console.status(f"building the {build.recipe.kind} index of corpus {build.corpus!r}"):
-                deployment.build_index(build)
+                build.run()
         changes = deployment.start()
         with show_startup(console) as on_progress:
             deployment.wait_ready(on_progress)
@@ -84,20 +84,16 @@ def show_logs(program: str | None, state_dir: Path | None, *, follow: bool, num_
     names = [known.name for known in deployment.programs]
     if program is not None and program not in names:
         raise InvalidInput(f"{program!r} is not a program; one of {', '.join(names)}")
-    chosen = [program] if program else names
-    width = max(map(len, chosen))
-    paths = {name: deployment.log_path(name) for name in chosen}
-    positions = {name: path.stat().st_size if path.exists() else 0 for name, path in paths.items()}
+    paths = {name: deployment.log_path(name) for name in names if program in (None, name)}
+    width = max(map(len, paths))
+    shown_until = logs.sizes(paths)
     for name, path in paths.items():
-        lines = path.read_text(errors="replace").splitlines() if path.exists() else []
-        for line in lines[-num_lines:]:
+        for line in logs.last_lines(path, num_lines):
             _print_line(name, width, line)
     if follow:
-        try:
-            for name, line in _new_lines(paths, positions):
+        with suppress(KeyboardInterrupt):
+            for name, line in logs.new_lines(paths, shown_until):
                 _print_line(name, width, line)
-        except KeyboardInterrupt:
-            return
 
 
 def describe_run(run: RunStatus) -> str:
@@ -142,21 +138,3 @@ def _weights_table(weights: WeightsStatus) -> Table:
 
 def _print_line(name: str, width: int, line: str) -> None:
     console.print(f"{name:<{width}} | {line}", markup=False, soft_wrap=True)
-
-
-def _new_lines(paths: dict[str, Path], positions: dict[str, int]) -> Iterator[tuple[str, str]]:
-    """Lines as they are written, for ever; a log that was rotated is read from its start."""
-    while True:
-        for name, path in paths.items():
-            size = path.stat().st_size if path.exists() else 0
-            if size < positions[name]:
-                positions[name] = 0
-            if size > positions[name]:
-                with path.open("rb") as log:
-                    log.seek(positions[name])
-                    chunk = log.read()
-                whole = chunk[: chunk.rfind(b"\n") + 1]
-                positions[name] += len(whole)
-                for line in whole.decode(errors="replace").splitlines():
-                    yield name, line
-        time.sleep(FOLLOW_SECONDS)

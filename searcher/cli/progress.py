@@ -16,7 +16,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 
 from searcher.cli.console import duration, sparkline
-from searcher.cli.embedded import ProgramStatus
+from searcher.cli.embedded.readiness import ProgramStatus
 from searcher.clients.evaluator import EvaluatorClient
 from searcher.clients.trainer import TrainerClient
 from searcher.contracts.errors import Unavailable

@@ -10,7 +10,7 @@ from typing import Any
 from rich.table import Table
 
 from searcher.cli.console import console
-from searcher.cli.embedded import Deployment
+from searcher.cli.embedded.deployment import Deployment
 from searcher.cli.lifecycle import bring_up, describe_run, recipe_path
 from searcher.cli.plan import Plan, StagePlan, missing_files, numbers_of, plan_of
 from searcher.cli.progress import track_run

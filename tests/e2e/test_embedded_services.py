@@ -14,7 +14,7 @@ import zstandard
 from rich.console import Console
 
 from demo.world import write_worlds
-from searcher.cli.embedded import Deployment
+from searcher.cli.embedded.deployment import Deployment
 from searcher.cli.progress import track_run
 from searcher.contracts.question import AskRequest
 from searcher.contracts.recipe import Recipe

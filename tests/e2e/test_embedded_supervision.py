@@ -12,8 +12,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from searcher.cli.embedded import Deployment, is_free
-from searcher.cli.supervisor import GUARD, Changes, Program
+from searcher.cli.embedded.deployment import Deployment
+from searcher.cli.embedded.ports import is_free
+from searcher.cli.embedded.supervisor import GUARD, Changes, Program
 from searcher.contracts.errors import Conflict, NotFound, SearcherError
 from searcher.contracts.recipe import Recipe
 
@@ -172,7 +173,7 @@ def test_when_its_owner_is_killed_everything_ends(deployment: ToyDeployment) -> 
     code = (
         "import sys, time; sys.path.insert(0, sys.argv[1])\n"
         "from pathlib import Path\n"
-        "from searcher.cli import supervisor\n"
+        "from searcher.cli.embedded import supervisor\n"
         "supervisor.spawn(Path(sys.argv[2]), die_with_parent=True); print('started', flush=True); time.sleep(1000)"
     )
     deployment.start()

@@ -9,7 +9,7 @@ import pytest
 import yaml
 from pydantic_settings import BaseSettings
 
-from searcher.cli.embedded import Deployment
+from searcher.cli.embedded.deployment import Deployment
 from searcher.cli.settings import CliSettings
 from searcher.contracts.recipe import Recipe
 from searcher.servicekit.settings import ServiceSettings, SharedSettings

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from searcher.cli.embedded import Deployment
-from searcher.cli.supervisor import Program, render_config, socket_path
+from searcher.cli.embedded.deployment import Deployment
+from searcher.cli.embedded.supervisor import Program, render_config, socket_path
 from searcher.contracts.errors import InvalidInput, NotFound
 from searcher.contracts.recipe import Recipe
 
@@ -90,7 +90,7 @@ def test_an_index_is_missing_until_it_is_stamped_and_again_when_its_source_chang
 ) -> None:
     (build,) = deployment.missing_indexes()
     build.directory.mkdir(parents=True)
-    deployment.stamp(build)
+    build.stamp()
     before = deployment.missing_indexes()
     Path(recipe.corpora["books"].source).write_text('{"id": "1", "text": "another text"}\n')
 

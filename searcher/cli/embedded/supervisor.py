@@ -1,7 +1,7 @@
 """programs -> a running supervisord that keeps them alive, and the way to talk to it.
 
 Supervisor is the engine; here are only its configuration, its start and its XML-RPC calls over a unix socket. Which
-programs make up a deployment is decided in `searcher.cli.embedded`.
+programs make up a deployment is decided in `programs`.
 """
 
 import hashlib
@@ -20,7 +20,8 @@ from typing import Any
 
 import psutil
 
-from searcher.cli import guard
+from searcher.cli.embedded import guard
+from searcher.cli.embedded.logs import log_path
 from searcher.contracts.errors import InvalidInput, SearcherError
 
 GUARD = Path(guard.__file__)
@@ -39,7 +40,7 @@ class Program:
     environment: Mapping[str, str] = field(default_factory=dict)
     port: int | None = None
     ready_path: str | None = None
-    """Answers 200 when the program can serve. None: ready as soon as it runs."""
+    """Answers 200 when the program can serve. None: it is Redis, and answers PING; without a port: ready as it runs."""
     stop_seconds: int = 15
     """After SIGTERM; then SIGKILL for the whole group."""
     stop_as_group: bool = True
@@ -109,10 +110,6 @@ def render_config(programs: Sequence[Program], *, state_dir: Path, cwd: Path, so
             "stdout_logfile_backups": 2,
         }
     return "\n".join(_section(name, options) for name, options in sections.items())
-
-
-def log_path(state_dir: Path, program: str) -> Path:
-    return state_dir / "logs" / f"{program}.log"
 
 
 def socket_path(state_dir: Path) -> Path:
