@@ -24,8 +24,8 @@ from rich.table import Table
 from demo.report import render
 from demo.world import write_worlds
 from searcher.cli.embedded.deployment import Deployment
+from searcher.cli.overrides import recipe_with
 from searcher.cli.progress import show_startup, track_evaluation, track_run
-from searcher.cli.train import recipe_with
 from searcher.contracts.errors import InvalidInput, SearcherError
 from searcher.contracts.recipe import Recipe
 from searcher.contracts.report import EvaluationRequest, Report

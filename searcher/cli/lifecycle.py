@@ -30,6 +30,14 @@ def existing(state_dir: Path | None) -> Deployment:
     return Deployment.load(state_dir or CliSettings().state_dir)
 
 
+def last_deployment(state_dir: Path | None) -> Deployment | None:
+    """Likewise; None if there is none."""
+    try:
+        return existing(state_dir)
+    except NotFound:
+        return None
+
+
 def up(recipe: str | None, state_dir: Path | None, port_offset: int | None) -> None:
     bring_up(_wanted(recipe, state_dir or CliSettings().state_dir, port_offset))
 
@@ -103,10 +111,7 @@ def describe_run(run: RunStatus) -> str:
 
 def _wanted(recipe: str | None, state_dir: Path, port_offset: int | None) -> Deployment:
     """What is asked for; what is not asked for stays as it was the last time."""
-    try:
-        last: Deployment | None = Deployment.load(state_dir)
-    except NotFound:
-        last = None
+    last = last_deployment(state_dir)
     offset = port_offset if port_offset is not None else last.port_offset if last else 0
     if recipe is None and last is not None:
         return Deployment.for_recipe(last.recipe, state_dir, offset)

@@ -1,12 +1,15 @@
-"""recipe -> the plan of its run: every number, and what follows from them. Starts nothing, reads only file headers."""
+"""recipe -> the plan of its run: every number, and what follows from them. Starts nothing, of models reads headers."""
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rich.table import Table
+
+from searcher.cli.console import console
 from searcher.contracts.recipe import Recipe, Stage
 from searcher.recipes import load_questions
 
@@ -47,6 +50,14 @@ class Plan:
     """Prompt and response of every trajectory at the context limit: an upper bound, rarely reached."""
     memory: MemoryPlan | None
     """None where the model's files are not there to be measured."""
+
+
+def print_plan(recipe: Recipe) -> None:
+    plan = plan_of(recipe)
+    console.print(f"[bold]{recipe.name}[/] {recipe.description}")
+    console.print(_table(numbers_of(recipe)))
+    console.print("\n[bold]what follows from it[/]")
+    console.print(_table(_consequences(recipe, plan)))
 
 
 def plan_of(recipe: Recipe) -> Plan:
@@ -119,3 +130,37 @@ def _tensor_shapes(model_dir: Path) -> Iterator[list[int]]:
         with path.open("rb") as file:
             header: Mapping[str, Any] = json.loads(file.read(int.from_bytes(file.read(8), "little")))
         yield from (entry["shape"] for name, entry in header.items() if name != "__metadata__")
+
+
+def _consequences(recipe: Recipe, plan: Plan) -> Iterator[tuple[str, str]]:
+    product = f"{recipe.questions_per_step} x {recipe.samples_per_question}"
+    yield "trajectories per step", f"{product} = {plan.trajectories_per_step:,}"
+    yield "trajectories at most", f"{plan.max_trajectories:,}"
+    yield "optimiser updates at most", f"{plan.optimizer_updates:,}"
+    for stage in plan.stages:
+        yield f"stage {stage.name}", _describe_stage(stage)
+    yield "policy tokens per trajectory at most", f"{plan.max_policy_tokens_per_trajectory:,}"
+    yield "tokens per step at most", f"{plan.max_tokens_per_step:,}"
+    if plan.memory is None:
+        yield "memory", f"unknown: no *.safetensors in {recipe.model.path}"
+        return
+    yield "parameters", f"{plan.memory.num_parameters:,}"
+    yield "trainer process: weights", f"{plan.memory.weights_gib:.2f} GiB"
+    yield "trainer process: gradients", f"{plan.memory.gradients_gib:.2f} GiB"
+    yield "trainer process: optimiser", f"{plan.memory.optimizer_gib:.2f} GiB"
+    yield "engine: weights and KV cache", f"{plan.memory.engine_gib:.2f} GiB"
+
+
+def _describe_stage(stage: StagePlan) -> str:
+    if stage.num_questions is None:
+        return f"at most {stage.max_steps} steps, questions not there yet"
+    return f"at most {stage.max_steps} steps, {stage.num_questions:,} questions, {stage.epochs:.2f} epochs"
+
+
+def _table(rows: Iterable[tuple[str, str]]) -> Table:
+    table = Table.grid(padding=(0, 2))
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for key, value in rows:
+        table.add_row(f"  {key}", value)
+    return table
