@@ -5,7 +5,22 @@ from typing import Annotated
 
 import typer
 
+data_app = typer.Typer(help="Look at question and passage files; select what to train on.", no_args_is_help=True)
 
+
+@data_app.command("split-kilt")
+def split_kilt(
+    pages: Annotated[Path, typer.Argument(help="KILT pages: JSONL with wikipedia_title and text, gzipped or not.")],
+    out: Annotated[Path, typer.Argument(help="TSV to write, gzipped if its name ends in .gz.")],
+) -> None:
+    """KILT pages -> passages of 100 words, by R1-Searcher's rule."""
+    from searcher.cli import kilt
+    from searcher.cli.console import console
+
+    console.print(f"{out}: {kilt.split(pages, out):,} passages", highlight=False)
+
+
+@data_app.command("check")
 def check(
     file: Annotated[
         Path, typer.Argument(help="Questions (JSONL, JSON, CSV, TSV) or a corpus (JSONL), gzipped or not.")
@@ -17,6 +32,7 @@ def check(
     data.check(file)
 
 
+@data_app.command("overlap")
 def overlap(
     files: Annotated[list[Path], typer.Argument(help="Two or more files of questions; every pair is compared.")],
     list_: Annotated[bool, typer.Option("--list", help="Print every shared question, not only how many.")] = False,
@@ -30,6 +46,7 @@ def overlap(
         raise typer.Exit(1)
 
 
+@data_app.command("select")
 def select(
     candidates: Annotated[Path, typer.Argument(help="Questions with answers, in any form that `data check` reads.")],
     out: Annotated[Path, typer.Option(help="JSONL to write; FILE.journal.jsonl beside it keeps every rollout.")],

@@ -12,7 +12,10 @@ KINDS = ("bm25", "flat", "fp16", "pqfs", "rabitq", "ivf", "auto")
 
 
 def build(corpus: Path, out: Path, *, kind: str, encoder: str | None, more: Mapping[str, object]) -> None:
-    """`more` are the builder's other options by name: None and False are left away, True is a flag."""
+    """`more` are the builder's other options by name: None and False are left away, True is a flag.
+
+    Paths are made absolute: the builder runs in another folder.
+    """
     if kind not in KINDS:
         raise InvalidInput(f"--kind: {kind!r} is not one of {', '.join(KINDS)}")
     if encoder and Path(encoder).is_dir():
@@ -22,7 +25,7 @@ def build(corpus: Path, out: Path, *, kind: str, encoder: str | None, more: Mapp
         if value is True:
             command.append(name)
         elif value is not None and value is not False:
-            command += [name, str(value)]
+            command += [name, str(value.resolve() if isinstance(value, Path) else value)]
     outcome = subprocess.run(command, cwd=PROJECT_ROOT, check=False)
     if outcome.returncode != 0:
         raise SearcherError(f"the builder ended with exit code {outcome.returncode}; its words stand above")

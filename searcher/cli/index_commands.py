@@ -1,12 +1,15 @@
-"""`searcher index build` and `searcher data split-kilt`: their options; what they do is in `index` and `kilt`."""
+"""`searcher index …`: the commands' arguments and help. What they do is imported when they run."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+index_app = typer.Typer(help="Build what the retriever searches in.", no_args_is_help=True)
 
-def build_index(
+
+@index_app.command("build")
+def build(
     corpus: Annotated[Path, typer.Argument(help="JSONL with id, title, text (or contents), or TSV; gzipped or not.")],
     out: Annotated[Path, typer.Option(help="Directory of the index.")],
     kind: Annotated[
@@ -54,29 +57,18 @@ def build_index(
     from searcher.cli import index
 
     more: dict[str, object] = {
-        "--encoder-checkpoint": encoder_checkpoint and encoder_checkpoint.resolve(),
+        "--encoder-checkpoint": encoder_checkpoint,
         "--encoder-backend": encoder_backend,
         "--encoder-url": encoder_url,
         "--query-prefix": query_prefix,
         "--max-tokens": max_tokens,
-        "--embeddings": embeddings and embeddings.resolve(),
+        "--embeddings": embeddings,
         "--hybrid": hybrid,
-        "--reranker": reranker and reranker.resolve(),
+        "--reranker": reranker,
         "--refine-dtype": refine_dtype,
         "--recall": recall,
-        "--queries": queries and queries.resolve(),
+        "--queries": queries,
         "--skip-bad-lines": skip_bad_lines,
         "--threads": threads,
     }
     index.build(corpus, out, kind=kind, encoder=encoder, more=more)
-
-
-def split_kilt(
-    pages: Annotated[Path, typer.Argument(help="KILT pages: JSONL with wikipedia_title and text, gzipped or not.")],
-    out: Annotated[Path, typer.Argument(help="TSV to write, gzipped if its name ends in .gz.")],
-) -> None:
-    """KILT pages -> passages of 100 words, by R1-Searcher's rule."""
-    from searcher.cli import kilt
-    from searcher.cli.console import console
-
-    console.print(f"{out}: {kilt.split(pages, out):,} passages", highlight=False)

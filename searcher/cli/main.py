@@ -6,9 +6,9 @@ from typing import Annotated
 
 import typer
 
-from searcher.cli.data_commands import check, overlap, select
+from searcher.cli.data_commands import data_app
 from searcher.cli.eval_commands import eval_app
-from searcher.cli.index_commands import build_index, split_kilt
+from searcher.cli.index_commands import index_app
 
 app = typer.Typer(
     name="searcher",
@@ -18,8 +18,6 @@ app = typer.Typer(
     pretty_exceptions_show_locals=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-index_app = typer.Typer(help="Build what the retriever searches in.", no_args_is_help=True)
-data_app = typer.Typer(help="Look at question and passage files; select what to train on.", no_args_is_help=True)
 app.add_typer(eval_app, name="eval")
 app.add_typer(index_app, name="index")
 app.add_typer(data_app, name="data")
@@ -142,15 +140,6 @@ def doctor(state_dir: StateDir = None, port_offset: PortOffset = None) -> None:
     from searcher.cli import doctor as checks
 
     checks.doctor(state_dir, port_offset or 0)
-
-
-index_app.command("build")(build_index)
-data_app.command("split-kilt")(split_kilt)
-
-
-data_app.command("check")(check)
-data_app.command("overlap")(overlap)
-data_app.command("select")(select)
 
 
 if __name__ == "__main__":
