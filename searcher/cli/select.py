@@ -63,7 +63,7 @@ def select(candidates: Path, out: Path, options: SelectOptions) -> None:
     recipe = _recipe(options)
     corpus = options.corpus or (recipe.stages[0].corpus if recipe else "default")
     questions = load_questions(candidates, corpus=corpus)
-    questions = without_overlap(questions, candidates, _against(options, recipe), options)
+    questions = _without_overlap(questions, candidates, _against(options, recipe), options)
     asking = _asking(candidates, corpus, recipe, options)
     if options.answers_field is not None:
         found = _from_file(candidates, questions, asking, options.answers_field)
@@ -71,14 +71,8 @@ def select(candidates: Path, out: Path, options: SelectOptions) -> None:
         asking, found = _from_rollouts(questions, asking, out, options)
     chosen = mix(found, ratio, size=options.size, seed=options.seed)
     write_selection(out, chosen, asking)
-    console.print(summary(found, chosen, ratio))
-    unsure = [each.num_asked for each in found if each.first_correct is None and each.num_asked < MEDIUM_UP_TO]
-    if unsure:
-        console.print(
-            f"{len(unsure):,} of the difficult ones were asked at most {max(unsure)} times: asked more often, some "
-            "might be medium",
-            style="yellow",
-        )
+    console.print(_summary(found, chosen, ratio))
+    _warn_of_unsure(found)
     console.print(str(out), soft_wrap=True)
 
 
@@ -89,7 +83,7 @@ def correct_named(name: str) -> Correct:
         raise InvalidInput(f"--correct: {name!r} is not one of {', '.join(Correct)}") from None
 
 
-def without_overlap(
+def _without_overlap(
     questions: list[Question], candidates: Path, against: Sequence[Path], options: SelectOptions
 ) -> list[Question]:
     """Raises InvalidInput if evaluation questions are among them, unless that is allowed or they are dropped."""
@@ -112,7 +106,7 @@ def without_overlap(
     return kept
 
 
-def summary(found: Sequence[Labelled], chosen: Sequence[Labelled], ratio: Ratio | None) -> Table:
+def _summary(found: Sequence[Labelled], chosen: Sequence[Labelled], ratio: Ratio | None) -> Table:
     table = Table(box=None, pad_edge=False)
     columns = ("", "first right at", "questions", "rollouts", "selected", *(("ratio",) if ratio else ()))
     for number, column in enumerate(columns):
@@ -129,8 +123,24 @@ def summary(found: Sequence[Labelled], chosen: Sequence[Labelled], ratio: Ratio 
     return table
 
 
-def show_tally(tally: Tally) -> Group:
-    """What is looked at while rollouts are asked."""
+def _warn_of_unsure(found: Sequence[Labelled]) -> None:
+    unsure = [each.num_asked for each in found if each.first_correct is None and each.num_asked < MEDIUM_UP_TO]
+    if unsure:
+        console.print(
+            f"{len(unsure):,} of the difficult ones were asked at most {max(unsure)} times: asked more often, some "
+            "might be medium",
+            style="yellow",
+        )
+
+
+@contextmanager
+def _live() -> Iterator[Callable[[Tally], None]]:
+    """What is looked at while rollouts are asked. Yields what `ask_all` reports to."""
+    with Live(console=console, refresh_per_second=4) as live:
+        yield lambda tally: live.update(_tally_view(tally))
+
+
+def _tally_view(tally: Tally) -> Group:
     row = Table.grid(padding=(0, 2))
     left = tally.seconds_left()
     row.add_row(
@@ -229,9 +239,3 @@ async def _ask(questions: Sequence[Question], journal: Journal, asking: Asking, 
         with _live() as show:
             await ask_all(client, questions, journal, outage_seconds=outage_seconds, on_progress=show)
     return asking
-
-
-@contextmanager
-def _live() -> Iterator[Callable[[Tally], None]]:
-    with Live(console=console, refresh_per_second=4) as live:
-        yield lambda tally: live.update(show_tally(tally))

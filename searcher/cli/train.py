@@ -37,7 +37,7 @@ def train(
         print_plan(recipe)
         return
     if CliSettings().trainer_url is None:  # else the files are where that trainer is
-        refuse_missing_files(recipe)
+        _refuse_missing_files(recipe)
     trainer = _trainer(recipe, state_dir or CliSettings().state_dir, port_offset)
     try:
         status = asyncio.run(_submit_and_watch(trainer, recipe, run_id or recipe.name, resume=resume, fresh=fresh))
@@ -48,12 +48,17 @@ def train(
     if status.state is RunState.FAILED:
         raise SearcherError(f"run {status.run_id} failed: {status.error}")
     if status.state is RunState.STOPPED:
-        changed = (word for override in overrides for word in ("--set", override))
-        command = ("searcher", "train", recipe_name, *changed, "--run-id", status.run_id, "--resume")
-        console.print(f"go on with: {shlex.join(command)}", markup=False, soft_wrap=True)
+        command = _resuming(recipe_name, overrides, status.run_id)
+        console.print(f"go on with: {command}", markup=False, soft_wrap=True)
 
 
-def refuse_missing_files(recipe: Recipe) -> None:
+def _resuming(recipe_name: str, overrides: Sequence[str], run_id: str) -> str:
+    """The command that goes on with a stopped run."""
+    changed = (word for override in overrides for word in ("--set", override))
+    return shlex.join(("searcher", "train", recipe_name, *changed, "--run-id", run_id, "--resume"))
+
+
+def _refuse_missing_files(recipe: Recipe) -> None:
     """Raises NotFound before anything starts."""
     missing = missing_files(recipe)
     if missing:
