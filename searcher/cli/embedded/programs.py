@@ -100,6 +100,7 @@ def _trainer(layout: Layout) -> Program:
         "TRAINER_RUNS_DIR": str(layout.runs_dir),
         "TRAINER_WEIGHTS_DIR": str(layout.weights_dir),
         "TRAINER_EVALUATOR_URL": layout.url("evaluator"),
+        "TRAINER_RETRIEVER_URL": layout.url("retriever"),
     }
     # It stops when the step in hand is finished and checkpointed.
     return _service(layout, "trainer", environment, threads=min(os.cpu_count() or 1, 8), stop_seconds=150)
