@@ -1,7 +1,6 @@
 """Candidate questions -> a training set by difficulty: overlap refused, rollouts asked, labels mixed and written."""
 
 import asyncio
-import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from searcher.cli.lifecycle import last_deployment, recipe_path
 from searcher.contracts.errors import InvalidInput, Unavailable
 from searcher.contracts.question import Question, RolloutPlan
 from searcher.contracts.recipe import Recipe
+from searcher.files import file_sha256
 from searcher.overlap import describe, overlap
 from searcher.questions import load_questions
 from searcher.recipes import load_recipe
@@ -178,11 +178,9 @@ def _asking(candidates: Path, corpus: str, recipe: Recipe | None, options: Selec
         plan = plan.model_copy(update={"temperature": options.temperature})
     if plan.temperature == 0.0 and options.answers_field is None and options.rollouts > 1:
         raise InvalidInput("--temperature: at 0 all rollouts of a question are the same; give more, e.g. 1.0")
-    with candidates.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
     return Asking(
         candidates=candidates.name,
-        candidates_sha256=digest,
+        candidates_sha256=file_sha256(candidates),
         corpus=corpus,
         rollouts=options.rollouts,
         correct=options.correct,

@@ -9,7 +9,7 @@ from searcher.contracts.base import Contract, Name, ShortText
 
 class SearchRequest(Contract):
     queries: tuple[ShortText, ...] = Field(min_length=1, max_length=512)
-    k: int = Field(default=3, ge=1, le=100)
+    k: int = Field(default=3, ge=1, le=100, strict=True)
     corpus: Name = "default"
 
 

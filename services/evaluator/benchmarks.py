@@ -5,7 +5,6 @@ on these four data sets and NQ, TriviaQA and PopQA. Nothing is downloaded here: 
 the command which fetches it.
 """
 
-import hashlib
 import shlex
 from dataclasses import dataclass
 from functools import lru_cache
@@ -14,6 +13,7 @@ from pathlib import Path
 from searcher.contracts.base import Contract
 from searcher.contracts.errors import InvalidInput, NotFound
 from searcher.contracts.question import Question
+from searcher.files import file_sha256
 from searcher.questions import load_questions
 
 R1_SEARCHER = "https://raw.githubusercontent.com/RUCAIBox/R1-Searcher/main/data/eval_set"
@@ -202,6 +202,4 @@ def _read(path: Path) -> _Content:
 
 @lru_cache(maxsize=len(BENCHMARKS))
 def _read_once(path: Path, changed_ns: int, num_bytes: int) -> _Content:
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return _Content(tuple(load_questions(path)), digest)
+    return _Content(tuple(load_questions(path)), file_sha256(path))

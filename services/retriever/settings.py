@@ -41,6 +41,8 @@ class RetrieverSettings(ServiceSettings):
     """For indexes whose encoder is a server (`openai-http`): ask this one, not the one they were built with."""
     encoder_key_file: Path | None = None
     """Holds that server's bearer token."""
+    drain_seconds: float = Field(default=3.0, ge=0.0)
+    """After SIGTERM requests are answered for so long, each asked to connect anew, which leads to another replica."""
     watch_seconds: float = Field(default=5.0, ge=0.0)
     """How often to look whether a corpus' folder or `current` link leads to another index; 0: never."""
 

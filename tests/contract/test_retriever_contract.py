@@ -107,6 +107,9 @@ async def test_a_blank_query_is_refused_by_its_position(client: RetrieverClient,
         ({"queries": ["x"], "k": 0}, "body.k: "),
         ({"queries": ["x"], "k": 101}, "body.k: "),
         ({"queries": ["x"], "k": "three"}, "body.k: "),
+        ({"queries": ["x"], "k": "3"}, "body.k: "),
+        ({"queries": ["x"], "k": 3.0}, "body.k: "),
+        ({"queries": ["x"], "k": True}, "body.k: "),
         ({"queries": ["x"], "kk": 3}, "body.kk: "),
         ({"queries": ["x"], "corpus": "../etc"}, "body.corpus: "),
         ({"queries": "x"}, "body.queries: "),
@@ -261,12 +264,14 @@ async def test_a_client_says_how_long_it_waits(index_dir: Path, monkeypatch: pyt
         await client.search(["Rome"], k=1)
         await http.post("/v1/search", json={"queries": ["Rome"]})
         await http.post("/queries", json={"queries": ["Rome"]})
+        await http.post("/queries", json={"queries": ["Rome"]}, headers={"X-Request-Timeout": "5"})
         refused = await http.post("/v1/search", json={"queries": ["Rome"]}, headers={"X-Request-Timeout": "soon"})
 
     assert [(ask.deadline_seconds, ask.patient) for ask in RecordingShelf.asked] == [
         (7.5, False),
         (20.0, False),
         (20.0, True),
+        (5.0, False),
     ]
     assert refused.status_code == 422
     assert "header.X-Request-Timeout: 'soon'" in refused.json()["detail"]

@@ -315,6 +315,12 @@ def test_long_passages_are_cut_where_search_agent_reviews_server_cuts_them(tmp_p
         ("/search", {}, "body.query_list: Field required"),
         ("/search", {"query_list": ["x"], "k": [0]}, "body.k."),
         ("/retrieve?corpus=a%20b", {"query": "x"}, "query.corpus: 'a b'"),
+        ("/queries", {"queries": ["x"], "k": True}, "body.k: "),
+        ("/retrieve", {"queries": ["x"], "topk": "3"}, "body.topk: "),
+        ("/retrieve", {"queries": ["x"], "return_scores": "yes"}, "body.return_scores: "),
+        ("/search", {"query": 7}, "body.query: "),
+        ("/search", {"query": "x", "top_n": 3.0}, "body.top_n: "),
+        ("/search", {"query_list": ["x"], "return_scores": 1}, "body.return_scores: "),
     ],
 )
 def test_what_no_client_sends_is_refused_by_its_field(
@@ -324,6 +330,18 @@ def test_what_no_client_sends_is_refused_by_its_field(
 
     assert (response.status_code, response.json()["error"]) == (422, "InvalidInput")
     assert response.json()["detail"].startswith(field)
+
+
+@pytest.mark.parametrize("depth", [600, 100_000])
+@pytest.mark.parametrize("path", ["/queries", "/retrieve", "/access", "/search", "/batch_search"])
+def test_what_is_nested_too_deeply_is_refused(server: str, path: str, depth: int) -> None:
+    body = f'{{"queries": ["song"], "x": {"[" * depth}{"]" * depth}}}'
+    response = httpx.post(f"http://{server}{path}", content=body, timeout=30)
+
+    assert (response.status_code, response.json()["detail"]) == (
+        422,
+        "body: lists and objects are nested too deeply",
+    )
 
 
 def test_broken_text_of_a_policy_is_mended(server: str) -> None:

@@ -45,7 +45,9 @@ def _redis(layout: Layout) -> Program:
 
 
 def _retriever(layout: Layout) -> Program:
-    return _service(layout, "retriever", {"RETRIEVER_INDEX_DIR": str(layout.index_dir)}, threads=2)
+    # Nobody comes again elsewhere: there is no use in asking callers to.
+    environment = {"RETRIEVER_INDEX_DIR": str(layout.index_dir), "RETRIEVER_DRAIN_SECONDS": "0"}
+    return _service(layout, "retriever", environment, threads=2)
 
 
 def _reward(layout: Layout) -> Program:

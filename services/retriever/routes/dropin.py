@@ -46,7 +46,8 @@ def _default(number: int) -> BeforeValidator:
 
 _Query = Annotated[str, Field(max_length=8_192)]
 _Queries = Annotated[tuple[_Query, ...], BeforeValidator(_listed), Field(min_length=1, max_length=4_096)]
-_K = Annotated[int, Field(ge=1, le=100)]
+_K = Annotated[int, Field(ge=1, le=100, strict=True)]
+_Flag = Annotated[bool, Field(strict=True)]
 
 
 class QueriesRequest(_DropIn):
@@ -57,7 +58,7 @@ class QueriesRequest(_DropIn):
 class RetrieveRequest(_DropIn):
     queries: _Queries = Field(validation_alias=AliasChoices("queries", "query", "query_list"))
     topk: Annotated[_K, _default(3)] = Field(default=3, validation_alias=AliasChoices("topk", "k", "top_n"))
-    return_scores: bool = False
+    return_scores: _Flag = False
 
 
 class AccessRequest(_DropIn):
@@ -67,15 +68,15 @@ class AccessRequest(_DropIn):
 
 
 class ReCallRequest(_DropIn):
-    query: _Query | _Queries
+    query: _Queries
     top_n: Annotated[_K, _default(10)] = 10
-    return_score: bool = False
+    return_score: _Flag = False
 
 
 class QueryListRequest(_DropIn):
     queries: _Queries = Field(validation_alias=AliasChoices("query_list", "queries"))
     k: Annotated[_K | tuple[_K, ...], _default(3)] = Field(default=3, validation_alias=AliasChoices("k", "topk"))
-    return_scores: bool = True
+    return_scores: _Flag = True
 
     def k_per_query(self) -> tuple[int, ...]:
         """Raises InvalidInput if there is neither one for all nor one for each."""
@@ -109,27 +110,27 @@ def add_routes(app: FastAPI, backend: Callable[[], Backend], *, deadline_seconds
         return numbers_Q, passages_Q
 
     async def queries(call: Call) -> bytes:
-        body = _parse(QueriesRequest, call.body)
+        body = _parse(QueriesRequest, _object(call.body))
         numbers_Q, passages_Q = await find(call, body.queries, [body.k] * len(body.queries))
         answers = [list(map(_numbered_line, *found)) for found in zip(numbers_Q, passages_Q, strict=True)]
         return _json({"queries": body.queries, "answers": answers})
 
     async def retrieve(call: Call) -> bytes:
-        body = _parse(RetrieveRequest, call.body)
+        body = _parse(RetrieveRequest, _object(call.body))
         _, passages_Q = await find(call, body.queries, [body.topk] * len(body.queries))
         shape = _scored_document if body.return_scores else _document
         return _json({"result": [[shape(passage) for passage in passages] for passages in passages_Q]})
 
     async def access(call: Call) -> bytes:
-        body = _parse(AccessRequest, call.body)
+        body = _parse(AccessRequest, _object(call.body))
         pages = await backend().pages(body.urls, _corpus(call))
         return _json({"result": [page and _page(Passage.model_validate_json(page)) for page in pages]})
 
     async def search(call: Call) -> bytes:
         fields = _object(call.body)
         if "query" in fields:
-            return await recall(call)
-        body = _validated(QueryListRequest, fields)
+            return await recalled(call, fields)
+        body = _parse(QueryListRequest, fields)
         _, passages_Q = await find(call, body.queries, body.k_per_query())
         return _json(
             {
@@ -140,13 +141,16 @@ def add_routes(app: FastAPI, backend: Callable[[], Backend], *, deadline_seconds
             }
         )
 
-    async def recall(call: Call) -> bytes:
-        body = _parse(ReCallRequest, call.body)
-        listed = (body.query,) if isinstance(body.query, str) else body.query
-        _, passages_Q = await find(call, listed, [body.top_n] * len(listed))
+    async def batch_search(call: Call) -> bytes:
+        return await recalled(call, _object(call.body))
+
+    async def recalled(call: Call, fields: dict[str, Any]) -> bytes:
+        body = _parse(ReCallRequest, fields)
+        _, passages_Q = await find(call, body.query, [body.top_n] * len(body.query))
         documents_Q = [[_bare_document(passage) for passage in passages] for passages in passages_Q]
         scores_Q = [[passage.score for passage in passages] for passages in passages_Q]
-        documents, scores = (documents_Q[0], scores_Q[0]) if isinstance(body.query, str) else (documents_Q, scores_Q)
+        is_one = isinstance(fields["query"], str)
+        documents, scores = (documents_Q[0], scores_Q[0]) if is_one else (documents_Q, scores_Q)
         return _json([documents, scores] if body.return_score else documents)
 
     def add(path: str, answer: Callable[[Call], Awaitable[bytes]], body: type[BaseModel], summary: str) -> None:
@@ -156,7 +160,7 @@ def add_routes(app: FastAPI, backend: Callable[[], Backend], *, deadline_seconds
     add("/retrieve", retrieve, RetrieveRequest, "Search-R1's retriever, as verl, SkyRL and ASearcher call it")
     add("/access", access, AccessRequest, "ASearcher's pages by address")
     add("/search", search, QueryListRequest, "ReCall's and SearchAgentReview's retriever, told apart by the body")
-    add("/batch_search", recall, ReCallRequest, "ReCall's retriever, many queries")
+    add("/batch_search", batch_search, ReCallRequest, "ReCall's retriever, many queries")
 
     @app.get("/health", tags=["drop-in"], summary="ReCall's and SearchAgentReview's health check")
     async def health() -> dict[str, object]:
@@ -170,23 +174,14 @@ def add_routes(app: FastAPI, backend: Callable[[], Backend], *, deadline_seconds
 
 def _object(body: bytes) -> dict[str, Any]:
     try:
-        fields = json.loads(body)
+        fields = _mended(json.loads(body))
     except ValueError as error:
         raise InvalidInput(f"body: not JSON: {error}") from None
+    except RecursionError:
+        raise InvalidInput("body: lists and objects are nested too deeply") from None
     if not isinstance(fields, dict):
         raise InvalidInput(f"body: a JSON {type(fields).__name__}, not an object")
     return fields
-
-
-def _parse(model: type[M], body: bytes) -> M:
-    return _validated(model, _object(body))
-
-
-def _validated(model: type[M], fields: dict[str, Any]) -> M:
-    try:
-        return model.model_validate(_mended(fields))
-    except ValidationError as error:
-        raise invalid_body(error) from None
 
 
 def _mended(value: Any) -> Any:
@@ -196,6 +191,13 @@ def _mended(value: Any) -> Any:
     if isinstance(value, list):
         return [_mended(item) for item in value]
     return {key: _mended(item) for key, item in value.items()} if isinstance(value, dict) else value
+
+
+def _parse(model: type[M], fields: dict[str, Any]) -> M:
+    try:
+        return model.model_validate(fields)
+    except ValidationError as error:
+        raise invalid_body(error) from None
 
 
 def _corpus(call: Call) -> str:

@@ -112,8 +112,9 @@ class Shelf:
             old = self.corpus(name)
             place = self._locations[old.name]
             location = place if folder is None else self.index_dir / folder
+            seen = await asyncio.to_thread(_identity, place)  # what changes there while this one is opened is another
             try:
-                new = await asyncio.to_thread(self.library.open, location, old.name)
+                new = await asyncio.to_thread(self._open, location, old.name)
                 await self.engine.run(partial(check, new))
             except SearcherError as error:
                 metrics.SWAPS.labels("refused").inc()
@@ -121,11 +122,17 @@ class Shelf:
                 raise
             own = {corpus.name: corpus for corpus in self._corpora.values()}
             self._corpora = with_default({**own, old.name: new})
-            self._seen[old.name] = _identity(place)  # what changes there from now on is followed again
+            self._seen[old.name] = seen  # what changed there since is followed again
             publish(new)
             metrics.SWAPS.labels("swapped").inc()
             log.info("index swapped", corpus=old.name, old=old.sha256[:12], new=new.sha256[:12], folder=str(new.folder))
             return old, new
+
+    def _open(self, location: Path, name: str) -> Corpus:
+        try:
+            return self.library.open(location, name)
+        except (OSError, ValueError) as error:  # no folder at all, a name that no file can have, no permission
+            raise InvalidInput(f"folder: {str(location)[:200]!r} cannot be read: {error}") from None
 
     async def _watch(self) -> None:
         """A corpus whose link or folder leads to another index gets that one. What was refused is not tried again."""

@@ -13,6 +13,7 @@ import pytest
 from searcher.contracts.errors import Conflict, InvalidInput, NotFound, NotReady
 from services.retriever.backend import Ask
 from services.retriever.building.build import build_index
+from services.retriever.index.manifest import manifest_sha256
 from services.retriever.index.protocol import Index, Rows, Scores
 from services.retriever.serving.engine import Engine
 from services.retriever.serving.library import Library
@@ -191,6 +192,38 @@ async def test_a_current_link_that_leads_elsewhere_is_followed(
 
     await until(lambda: shelf.corpus("default").sha256 != first)
     assert await ids(shelf) == ["n"]
+    await shelf.close()
+
+
+async def test_a_link_that_moves_on_while_an_index_is_opened_is_followed_to_the_end(
+    library: HeldLibrary, build: Build, tmp_path: Path
+) -> None:
+    build(OLDER, "world/first")
+    build(NEWER, "world/second")
+    build(({"id": "l", "title": "Rome", "text": "the last one"},), "world/third")
+    link = tmp_path / "world" / "current"
+    link.symlink_to("first")
+    shelf = await shelf_of(library, tmp_path / "world", watch_seconds=0.01)
+    library.began.clear()
+    library.let_go.clear()
+
+    for place in ("second", "third"):
+        (tmp_path / "world" / "next").symlink_to(place)
+        (tmp_path / "world" / "next").rename(link)
+        await asyncio.to_thread(library.began.wait, 30)  # the second is being tried
+    library.let_go.set()
+
+    await until(lambda: shelf.corpora()[0].index == manifest_sha256(tmp_path / "world" / "third"))
+    assert await ids(shelf) == ["l"]
+    await shelf.close()
+
+
+@pytest.mark.parametrize("folder", ["/dev/null", "a\0b", "x" * 300])
+async def test_what_can_be_no_folder_is_refused(library: HeldLibrary, build: Build, folder: str) -> None:
+    shelf = await shelf_of(library, build(OLDER, "older"))
+    with pytest.raises(InvalidInput):
+        await shelf.replace("default", Path(folder))
+    assert await ids(shelf) == ["o"]
     await shelf.close()
 
 
