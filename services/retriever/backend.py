@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from searcher.contracts.search import CorpusInfo
+from services.retriever.index.manifest import SourceForm
 
 DEFAULT = "default"
 """The corpus of a request that names none."""
@@ -32,6 +33,8 @@ class Found:
     """Per query, best first: contract `Passage` as JSON objects, never empty ones."""
     rows_Q: Sequence[Sequence[int]]
     """Per passage a number that R1-Searcher's clients can cut off."""
+    form: SourceForm = SourceForm.JSONL
+    """How the corpus' own source writes a passage down."""
 
 
 class Backend(Protocol):

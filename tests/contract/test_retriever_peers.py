@@ -89,8 +89,8 @@ def r1_searcher(address: str, queries: list[str], k: int = 3) -> list[str]:
 
 def test_r1_searcher_gets_its_documents(server: str) -> None:
     assert r1_searcher(server, ["Rome hills", "book Orwell", "zyzzyva", ""], k=2) == [
-        "(1)Title: Rome. It has seven hills.\n(2)Title: Rome. Rome is the capital of Italy.\n",
-        '(1)Orwell wrote a book. 東京\n(2)Title: 1984 "film". A film after a book by Orwell.\n',
+        "(1)Title: Rome Text:  It has seven hills.\n(2)Title: Rome Text:  Rome is the capital of Italy.\n",
+        '(1)Orwell wrote a book. 東京\n(2)Title: 1984 "film" Text:  A film after a book by Orwell.\n',
         "None",
         "None",
     ]
@@ -99,7 +99,7 @@ def test_r1_searcher_gets_its_documents(server: str) -> None:
 def test_r1_searchers_titles_keep_their_numbers(server: str) -> None:
     (block,) = r1_searcher(server, ["film"])
 
-    assert block.startswith('(1)Title: 1984 "film".')
+    assert block.startswith('(1)Title: 1984 "film" Text:')
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -168,6 +168,19 @@ def skyrl(address: str, query: str, topk: int = 3, *, singular: bool) -> str:
         "".join(f"Doc {number}: {item['document']['contents'].strip()}\n" for number, item in enumerate(found, start=1))
         for found in body["result"]
     )
+
+
+@pytest.mark.parametrize(
+    "line", ["Title: Lucy Mair Text:  Lucy was here.  She left.", "Lucy Mair   Lucy was here. She left."]
+)
+def test_r1_searcher_gets_the_lines_of_its_own_files(tmp_path: Path, line: str) -> None:
+    (tmp_path / "passages.tsv").write_text(f"7\t{line}\n8\t{line.replace('Lucy', 'Rome')}\n")
+    build_index(tmp_path / "passages.tsv", tmp_path / "own", kind="bm25")
+
+    with Server(RetrieverSettings(index_dir=tmp_path / "own")) as address:
+        answer = post(f"http://{address}/queries", {"queries": ["Lucy"], "k": 1}).json()
+
+    assert answer["answers"] == [[f"7\t{line}"]]
 
 
 @pytest.mark.parametrize("singular", [True, False])
@@ -366,4 +379,4 @@ def test_a_client_that_knows_no_tokens_sends_one_in_its_address(index_dir: Path,
         assert post(f"http://any:wrong@{address}/queries", {"queries": ["Rome"]}).status_code == 401
         (block,) = r1_searcher(f"any:secret@{address}", ["capital"])
 
-    assert block == "(1)Title: Rome. Rome is the capital of Italy.\n"
+    assert block == "(1)Title: Rome Text:  Rome is the capital of Italy.\n"

@@ -91,7 +91,7 @@ async def test_the_drop_in_routes_answer_from_the_web_too(serve: Serve) -> None:
         corpora = (await http.get("/v1/corpora")).json()
         ready = await http.get("/readyz")
 
-    assert r1 == {"queries": ["capital"], "answers": [[f"1\tTitle: {ROME[0]}. {ROME[2]}"]]}
+    assert r1 == {"queries": ["capital"], "answers": [[f"1\tTitle: {ROME[0]} Text:  {ROME[2]}"]]}
     document = search_r1["result"][0][0]["document"]
     assert (document["id"], document["contents"]) == (ROME[1], f'"{ROME[0]}"\n{ROME[2]}')
     assert [(corpus["name"], corpus["kind"]) for corpus in corpora] == [("default", "web"), ("web", "web")]

@@ -24,7 +24,7 @@ import numpy as np
 
 from searcher.contracts.errors import InvalidInput
 from searcher.contracts.search import Recall
-from services.retriever.building.corpus import Progress, write_passages
+from services.retriever.building.corpus import Progress, source_form, write_passages
 from services.retriever.building.embeddings import EmbeddingCache
 from services.retriever.building.kinds import (
     VectorKind,
@@ -147,7 +147,9 @@ class _Build:
             for leftover in (REQUEST_FILE, STAGES_FILE):
                 (self.folder / leftover).unlink(missing_ok=True)
             manifest = Manifest(
-                source=SourceFacts(name=self.source.name, sha256=self.request.source_sha256),
+                source=SourceFacts(
+                    name=self.source.name, sha256=self.request.source_sha256, form=source_form(self.source)
+                ),
                 num_passages=len(passages),
                 index=facts,
                 reranker=self.request.reranker,

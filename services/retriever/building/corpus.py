@@ -16,6 +16,7 @@ from typing import BinaryIO, cast
 import numpy as np
 
 from searcher.contracts.errors import InvalidInput
+from services.retriever.index.manifest import SourceForm
 from services.retriever.index.passages import OFFSETS_FILE, PASSAGES_FILE
 
 Progress = Callable[[str, int, int], None]
@@ -140,11 +141,27 @@ def _parse_tsv(line: str) -> Fields:
     if not tab:
         raise _NotAPassage("no tab: expected `idx <tab> text`")
     text = _without_csv_quotes(text)
-    if text.startswith("Title: ") and " Text:" in text:
+    if _is_hotpotqa(text):
         title, _, text = text.removeprefix("Title: ").partition(" Text:")
         return passage_id, title, text.strip()
     title, gap, rest = text.partition("   ")
     return (passage_id, title, rest) if gap else (passage_id, "", text)
+
+
+def source_form(source: Path) -> SourceForm:
+    """By the first line of a TSV: a file is of one form throughout. Call it for sources that could be read."""
+    if _parser_for(source) is _parse_json:
+        return SourceForm.JSONL
+    with gzip.open(source) if source.suffix == ".gz" else source.open("rb") as lines:
+        for line in lines:
+            text = _without_csv_quotes(line.decode("utf-8-sig", errors="replace").partition("\t")[2].strip())
+            if text:
+                return SourceForm.HOTPOTQA if _is_hotpotqa(text) else SourceForm.KILT
+    return SourceForm.JSONL
+
+
+def _is_hotpotqa(text: str) -> bool:
+    return text.startswith("Title: ") and " Text:" in text
 
 
 def _without_csv_quotes(text: str) -> str:

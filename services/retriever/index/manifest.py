@@ -13,6 +13,7 @@ The sha256 of manifest.json names the build: it covers every other file by its o
 import hashlib
 import json
 from contextlib import suppress
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -106,9 +107,20 @@ class RerankerCard(Contract):
     depth: int = Field(default=50, ge=1)
 
 
+class SourceForm(StrEnum):
+    """How a source writes a passage down, which R1-Searcher's server repeats as it is."""
+
+    JSONL = "jsonl"
+    HOTPOTQA = "hotpotqa"
+    """TSV: `Title: <title> Text:  <text>`."""
+    KILT = "kilt"
+    """TSV: `<title>   <text>`."""
+
+
 class SourceFacts(Contract):
     name: str
     sha256: str
+    form: SourceForm = SourceForm.JSONL
 
 
 class FileFacts(Contract):

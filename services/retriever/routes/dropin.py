@@ -11,6 +11,7 @@ may write one, finds nothing; text that is no Unicode is mended; and who would b
 
 import json
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar
 from urllib.parse import parse_qs
 
@@ -21,6 +22,7 @@ from searcher.contracts.base import Name
 from searcher.contracts.errors import InvalidInput
 from searcher.contracts.search import Passage
 from services.retriever.backend import DEFAULT, Ask, Backend
+from services.retriever.index.manifest import SourceForm
 from services.retriever.routes.posts import Call, add_post, invalid_body
 
 M = TypeVar("M", bound=BaseModel)
@@ -87,14 +89,23 @@ class QueryListRequest(_DropIn):
         raise InvalidInput(f"body.k: {len(self.k)} numbers for {len(self.queries)} queries; give one, or one for each")
 
 
+@dataclass
+class _Answers:
+    numbers_Q: list[Sequence[int]]
+    passages_Q: list[list[Passage]]
+    form: SourceForm = SourceForm.JSONL
+
+    def numbered_lines(self) -> list[list[str]]:
+        return [
+            [_numbered_line(self.form, number, passage) for number, passage in zip(numbers, passages, strict=True)]
+            for numbers, passages in zip(self.numbers_Q, self.passages_Q, strict=True)
+        ]
+
+
 def add_routes(app: FastAPI, backend: Callable[[], Backend], *, deadline_seconds: float) -> None:
-    async def find(
-        call: Call, queries: Sequence[str], k_Q: Sequence[int]
-    ) -> tuple[Sequence[Sequence[int]], list[list[Passage]]]:
-        """Numbers and passages per query."""
+    async def find(call: Call, queries: Sequence[str], k_Q: Sequence[int]) -> _Answers:
         asked = [q for q, query in enumerate(queries) if query.strip()]
-        numbers_Q: list[Sequence[int]] = [()] * len(queries)
-        passages_Q: list[list[Passage]] = [[] for _ in queries]
+        answers = _Answers([()] * len(queries), [[] for _ in queries])
         if asked:
             ask = Ask(
                 queries=[queries[q] for q in asked],
@@ -104,20 +115,20 @@ def add_routes(app: FastAPI, backend: Callable[[], Backend], *, deadline_seconds
                 patient=not call.has_deadline,
             )
             found = await backend().search(ask)
+            answers.form = found.form
             for q, numbers, lines in zip(asked, found.rows_Q, found.passages_Q, strict=True):
-                numbers_Q[q] = numbers
-                passages_Q[q] = [Passage.model_validate_json(line) for line in lines]
-        return numbers_Q, passages_Q
+                answers.numbers_Q[q] = numbers
+                answers.passages_Q[q] = [Passage.model_validate_json(line) for line in lines]
+        return answers
 
     async def queries(call: Call) -> bytes:
         body = _parse(QueriesRequest, _object(call.body))
-        numbers_Q, passages_Q = await find(call, body.queries, [body.k] * len(body.queries))
-        answers = [list(map(_numbered_line, *found)) for found in zip(numbers_Q, passages_Q, strict=True)]
-        return _json({"queries": body.queries, "answers": answers})
+        found = await find(call, body.queries, [body.k] * len(body.queries))
+        return _json({"queries": body.queries, "answers": found.numbered_lines()})
 
     async def retrieve(call: Call) -> bytes:
         body = _parse(RetrieveRequest, _object(call.body))
-        _, passages_Q = await find(call, body.queries, [body.topk] * len(body.queries))
+        passages_Q = (await find(call, body.queries, [body.topk] * len(body.queries))).passages_Q
         shape = _scored_document if body.return_scores else _document
         return _json({"result": [[shape(passage) for passage in passages] for passages in passages_Q]})
 
@@ -131,7 +142,7 @@ def add_routes(app: FastAPI, backend: Callable[[], Backend], *, deadline_seconds
         if "query" in fields:
             return await recalled(call, fields)
         body = _parse(QueryListRequest, fields)
-        _, passages_Q = await find(call, body.queries, body.k_per_query())
+        passages_Q = (await find(call, body.queries, body.k_per_query())).passages_Q
         return _json(
             {
                 "result": [
@@ -146,7 +157,7 @@ def add_routes(app: FastAPI, backend: Callable[[], Backend], *, deadline_seconds
 
     async def recalled(call: Call, fields: dict[str, Any]) -> bytes:
         body = _parse(ReCallRequest, fields)
-        _, passages_Q = await find(call, body.query, [body.top_n] * len(body.query))
+        passages_Q = (await find(call, body.query, [body.top_n] * len(body.query))).passages_Q
         documents_Q = [[_bare_document(passage) for passage in passages] for passages in passages_Q]
         scores_Q = [[passage.score for passage in passages] for passages in passages_Q]
         is_one = isinstance(fields["query"], str)
@@ -217,10 +228,16 @@ def _json(content: object) -> bytes:
     return json.dumps(content).encode()
 
 
-def _numbered_line(number: int, passage: Passage) -> str:
-    """R1-Searcher's clients remove a leading number and the space after it, so there must be a number."""
+def _numbered_line(form: SourceForm, number: int, passage: Passage) -> str:
+    """As in R1-Searcher's own files. Its clients remove a leading number and the space after it, so there must be a
+    number."""
     number_shown = passage.id if passage.id.isdecimal() else number
-    return f"{number_shown}\t{' '.join(passage.line.splitlines())}"
+    text = " ".join(passage.text.splitlines())
+    if not passage.title:
+        return f"{number_shown}\t{text}"
+    if form is SourceForm.KILT:
+        return f"{number_shown}\t{passage.title}   {text}"
+    return f"{number_shown}\tTitle: {passage.title} Text:  {text}"
 
 
 def _contents(passage: Passage) -> str:

@@ -93,7 +93,12 @@ class Shelf:
             ask.queries, corpus=corpus, k_Q=ask.k_Q, deadline_seconds=ask.deadline_seconds, patient=ask.patient
         )
         with metrics.FETCH_SECONDS.time():
-            return Found(corpus.sha256, [_passages(corpus, hits) for hits in hits_Q], [hits.rows for hits in hits_Q])
+            return Found(
+                index=corpus.sha256,
+                passages_Q=[_passages(corpus, hits) for hits in hits_Q],
+                rows_Q=[hits.rows for hits in hits_Q],
+                form=corpus.manifest.source.form,
+            )
 
     async def pages(self, urls: Sequence[str], corpus: str) -> list[bytes | None]:
         return await self._pages.find(self.corpus(corpus).passages, urls)
