@@ -150,7 +150,7 @@ class Upstream:
         _raise_for_status(response)
         try:
             return read(json.loads(response.content))
-        except ValueError as error:  # of JSON and of `read`
+        except (ValueError, RecursionError) as error:  # of JSON and of `read`
             raise UpstreamFailed(Outcome.MALFORMED, f"answered what is not understood: {_short(error)}") from error
 
     def _remember(self, failure: UpstreamFailed) -> None:

@@ -85,6 +85,7 @@ async def test_an_answer_is_read_and_paid(toy: ToyServer) -> None:
         (Answer(HTML_ERROR, status=503), Outcome.FAILED, 1),
         (Answer(HTML_ERROR), Outcome.MALFORMED, 1),  # 200, as some proxies say it
         (Answer(b'{"answer": 4'), Outcome.MALFORMED, 1),
+        (Answer(b"[" * 200_000), Outcome.MALFORMED, 1),
         (Answer({"other": 1}), Outcome.MALFORMED, 1),
         (Answer(b'{"answer": 42}', cut_after_bytes=6), Outcome.MALFORMED, 1),
         (Answer(hang_up=True), Outcome.MALFORMED, 1),
