@@ -151,6 +151,19 @@ async def test_a_short_wait_that_is_asked_for_is_waited(serve: Serve, toy: ToySe
     assert toy.num_asked == {"/serper": 2}
 
 
+async def test_without_credit_one_is_told_to_come_back_when_the_provider_is_asked_again(
+    serve: Serve, toy: ToyServer
+) -> None:
+    toy.says("/serper", Answer({}, status=402))
+
+    async with serve("serper") as transport, http_of(transport) as http:
+        refused = [await http.post("/retrieve", json={"queries": [query]}) for query in ("a", "b")]
+
+    assert [answer.status_code for answer in refused] == [503, 503]
+    assert [int(answer.headers["Retry-After"]) > 250 for answer in refused] == [True, True]
+    assert toy.num_asked == {"/serper": 1}
+
+
 async def test_a_spent_budget_is_an_error_that_names_it(serve: Serve, toy: ToyServer) -> None:
     async with serve("serper", budget_usd=0.002) as transport, http_of(transport) as http:
         answers = [await http.post("/v1/search", json={"queries": [f"q{n}"]}) for n in range(3)]

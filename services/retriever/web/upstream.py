@@ -111,6 +111,9 @@ class Upstream:
                 wait_seconds = failure.retry_after_seconds or random.uniform(0.5, 1.0) * 0.5 * 2 ** (attempt - 1)
                 is_last = attempt == ATTEMPTS or failure.outcome in _FINAL
                 if is_last or self._clock() + wait_seconds >= until:
+                    if self.breaker.is_open:
+                        asked_seconds = failure.retry_after_seconds or 0.0
+                        failure.retry_after_seconds = max(asked_seconds, self.breaker.seconds_to_trial)
                     raise
                 log.info("web retry", provider=self.name, outcome=failure.outcome, seconds=round(wait_seconds, 2))
             await self._sleep(wait_seconds)

@@ -129,11 +129,15 @@ async def test_nobody_there_costs_nothing(toy: ToyServer) -> None:
 async def test_without_credit_nobody_is_asked_again(toy: ToyServer, bad: Answer) -> None:
     asking = Asking(toy, bad, GOOD)
 
-    assert (await asking.fails()).outcome is Outcome.OUT_OF_CREDIT
-    assert (await asking.fails()).outcome is Outcome.RESTING
+    first = await asking.fails()
+    asking.time.now += 60.0
+    second = await asking.fails()
+
+    assert (first.outcome, first.retry_after_seconds) == (Outcome.OUT_OF_CREDIT, 300.0)
+    assert (second.outcome, second.retry_after_seconds) == (Outcome.RESTING, 240.0)
     assert (asking.num_asked, asking.budget.spent_usd) == (1, 0.0)
 
-    asking.time.now += 300.0  # somebody may have paid
+    asking.time.now += 240.0  # somebody may have paid
     assert await asking.ask() == 42
 
 
@@ -141,7 +145,9 @@ async def test_without_credit_nobody_is_asked_again(toy: ToyServer, bad: Answer)
 async def test_a_key_that_is_refused_is_not_shown_again(toy: ToyServer, status: int) -> None:
     asking = Asking(toy, Answer({"message": "Unauthorized."}, status=status), GOOD)
 
-    assert (await asking.fails()).outcome is Outcome.REFUSED
+    refused = await asking.fails()
+
+    assert (refused.outcome, refused.retry_after_seconds) == (Outcome.REFUSED, 300.0)
     assert (await asking.fails()).outcome is Outcome.RESTING
     assert asking.num_asked == 1
 
@@ -192,6 +198,13 @@ async def test_after_failures_in_a_row_it_rests_and_then_one_tries(toy: ToyServe
     asking.time.now += asking.breaker.seconds_to_trial
     assert await asking.ask() == 42
     assert not asking.breaker.is_open
+
+
+async def test_the_failure_that_opens_the_breaker_says_how_long_it_rests(toy: ToyServer) -> None:
+    asking = Asking(toy, Answer(status=500))
+    asking.breaker.failures = 3
+
+    assert (await asking.fails()).retry_after_seconds == 15.0
 
 
 async def test_a_turn_that_comes_after_the_deadline_is_not_waited_for(toy: ToyServer) -> None:
