@@ -231,7 +231,8 @@ def _render_errors(app: FastAPI) -> None:
     @app.exception_handler(Exception)
     async def unknown(request: Request, error: Exception) -> Response:
         log.error("unhandled", path=request.url.path, exc_info=error)
-        return JSONResponse(ErrorBody(error="InternalError", detail="see the service's log").model_dump(), 500)
+        body = ErrorBody(error="InternalError", detail="see the service's log").model_dump()
+        return JSONResponse(body, 500, {"Connection": "close"})  # uvicorn closes it in any case
 
 
 def explain(problems: Iterable[Any]) -> str:

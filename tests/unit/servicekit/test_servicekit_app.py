@@ -1,5 +1,6 @@
 """What every service does alike: probes, tokens, errors, limits."""
 
+import asyncio
 from base64 import b64encode
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+import uvicorn
 from fastapi import FastAPI
 from pydantic import ValidationError
 
@@ -97,6 +99,24 @@ async def test_an_unknown_error_shows_no_internals() -> None:
     assert answer.status_code == 500
     assert answer.json()["error"] == "InternalError"
     assert "unheard" not in answer.text
+
+
+async def test_after_an_unknown_error_nobody_asks_on_the_connection_that_is_being_closed() -> None:
+    config = uvicorn.Config(toy_app(), host="127.0.0.1", port=0, log_level="critical", lifespan="off")
+    server = uvicorn.Server(config)
+    serving = asyncio.create_task(server.serve())
+    while not server.started:
+        await asyncio.sleep(0.01)
+    port = server.servers[0].sockets[0].getsockname()[1]
+
+    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client:
+        failed = await client.get("/v1/fails/unheard-of")
+        after = await client.get("/healthz")
+    server.should_exit = True
+    await serving
+
+    assert (failed.status_code, failed.headers["Connection"]) == (500, "close")
+    assert after.status_code == 200
 
 
 async def test_a_draining_service_asks_its_clients_to_connect_anew() -> None:
