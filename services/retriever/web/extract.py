@@ -34,10 +34,10 @@ def main_text(page: bytes, content_type: str) -> str:
 
 
 def _decoded(page: bytes, content_type: str) -> str | bytes:
-    """Bytes where the server does not say how, or says what nobody knows: the page may say better."""
+    """Bytes where the server does not say how, or names what decodes no page: the page may say better."""
     charset = _CHARSET.search(content_type)
     if charset is not None:
-        with suppress(LookupError):
+        with suppress(LookupError, UnicodeError):  # unknown; or of no use here, as "idna" and "undefined"
             return page.decode(charset.group(1), "replace")
     return page
 

@@ -69,6 +69,8 @@ async def test_one_introduces_oneself_and_the_host_keeps_its_name(toy: ToyServer
         (Answer(b"Just text.\n", headers={"Content-Type": "text/plain"}), "Just text."),
         (Answer("Müller".encode("latin-1"), headers={"Content-Type": "text/plain; charset=ISO-8859-1"}), "Müller"),
         (Answer("Müller".encode(), headers={"Content-Type": "text/plain; charset=nonsense"}), "Müller"),
+        (Answer("Müller".encode(), headers={"Content-Type": "text/plain; charset=idna"}), "Müller"),
+        (Answer("Müller".encode(), headers={"Content-Type": "text/plain; charset=undefined"}), "Müller"),
         (Answer("東京".encode("shift_jis"), headers={"Content-Type": 'text/plain; charset="Shift_JIS"'}), "東京"),
         (Answer(b"a\x00b", headers={"Content-Type": "text/plain"}), "ab"),
     ],
