@@ -11,6 +11,10 @@ from enum import StrEnum
 
 import httpcore
 
+_GZIP_STARTS = b"\x1f"
+_GZIP_ADDS_BYTES = 65_536
+"""What compression may add to a body that is as large as it may be; a stream of empty members would be endless."""
+
 
 @dataclass(frozen=True)
 class Request:
@@ -87,23 +91,55 @@ def _encoded(headers: Mapping[str, str]) -> list[tuple[bytes, bytes]]:
 
 
 async def _read(chunks: AsyncIterator[bytes], encoding: str, max_bytes: int) -> bytes:
-    """The whole body. A bomb is never unpacked further than one chunk above the limit."""
+    """The whole body. A bomb is never unpacked further than one byte above the limit."""
     if encoding.lower() not in ("", "identity", "gzip"):
         raise ExchangeFailed(NoResponse.GARBLED, f"answered in {encoding!r}; only gzip was offered")
-    unpacked = zlib.decompressobj(wbits=31) if encoding.lower() == "gzip" else None
-    content = bytearray()
+    members = _GzipMembers() if encoding.lower() == "gzip" else None
+    content, num_received = bytearray(), 0
     async for chunk in chunks:
-        if unpacked is not None:
-            try:
-                chunk = unpacked.decompress(chunk, max_bytes - len(content) + 1)
-            except zlib.error as error:
-                raise ExchangeFailed(NoResponse.GARBLED, f"not gzip: {error}") from error
-        content += chunk
-        if len(content) > max_bytes:
+        num_received += len(chunk)
+        content += chunk if members is None else members.unpacked(chunk, max_bytes - len(content) + 1)
+        if len(content) > max_bytes or num_received > max_bytes + _GZIP_ADDS_BYTES:
             raise ExchangeFailed(NoResponse.TOO_LARGE, f"more than {max_bytes} bytes")
-    if unpacked is not None and content and not unpacked.eof:
+    if members is not None and content and not members.are_whole:
         raise ExchangeFailed(NoResponse.GARBLED, "the gzip stream ends in the middle")
     return bytes(content)
+
+
+class _GzipMembers:
+    """A gzip stream is any number of members, one after the other: who compresses piece by piece sends many."""
+
+    def __init__(self) -> None:
+        self._member = zlib.decompressobj(wbits=31)
+        self._is_over = False
+
+    @property
+    def are_whole(self) -> bool:
+        return self._member.eof
+
+    def unpacked(self, chunk: bytes, max_bytes: int) -> bytes:
+        """What the chunk adds, and no more than `max_bytes` of it. Raises ExchangeFailed for what is not gzip."""
+        content = bytearray()
+        try:
+            while len(content) < max_bytes and (chunk := self._of_a_member(chunk)):
+                content += self._member.decompress(chunk, max_bytes - len(content))
+                chunk = self._member.unused_data
+        except zlib.error as error:
+            raise ExchangeFailed(NoResponse.GARBLED, f"not gzip: {error}") from error
+        return bytes(content)
+
+    def _of_a_member(self, chunk: bytes) -> bytes:
+        """What goes on with the member in hand, or starts the next. Padding after the last is ignored, as by gzip."""
+        if not self._member.eof:
+            return chunk
+        chunk = chunk.lstrip(b"\0")
+        if not chunk or self._is_over:
+            return b""
+        if not chunk.startswith(_GZIP_STARTS):
+            self._is_over = True
+            return b""
+        self._member = zlib.decompressobj(wbits=31)
+        return chunk
 
 
 def _named(error: Exception) -> str:

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from services.retriever.web.exchange import ExchangeFailed, Exchanger, NoResponse, Request, Response
+from services.retriever.web.exchange import ExchangeFailed, Exchanger, NoResponse, Request, Response, _read
 from tests.web_toys import NEVER, Answer, ToyServer, toy_server
 
 pytestmark = pytest.mark.anyio
@@ -59,12 +59,51 @@ async def test_gzip_is_unpacked(toy: ToyServer, exchanger: Exchanger) -> None:
     assert toy.received[0].headers["accept-encoding"] == "gzip"
 
 
+ROME, LAZIO = gzip.compress(b"Rome and "), gzip.compress(b"Lazio")
+
+
+@pytest.mark.parametrize(
+    ("body", "content"),
+    [
+        (ROME + LAZIO, b"Rome and Lazio"),
+        (gzip.compress(b"") + ROME + gzip.compress(b"") + LAZIO, b"Rome and Lazio"),
+        (ROME + b"\0" * 512 + LAZIO + b"\0" * 512, b"Rome and Lazio"),
+        (ROME + b"padding", b"Rome and "),
+        (
+            b"".join(gzip.compress(bytes([65 + n % 26])) for n in range(1_000)),
+            b"ABCDEFGHIJKLMNOPQRSTUVWXYZ" * 38 + b"ABCDEFGHIJKL",
+        ),
+    ],
+    ids=["two", "empty ones", "zeros", "padding", "many"],
+)
+async def test_every_member_of_a_gzip_stream_is_unpacked(
+    toy: ToyServer, exchanger: Exchanger, body: bytes, content: bytes
+) -> None:
+    url = toy.says("/a", Answer(body, headers={"Content-Encoding": "gzip"}))
+
+    assert (await get(exchanger, url)).content == content
+
+
+@pytest.mark.parametrize("num_bytes", [1, 10, 17, 18, 19])
+async def test_members_may_be_cut_anywhere_between_two_packets(num_bytes: int) -> None:
+    async def packets() -> AsyncIterator[bytes]:
+        body = ROME + b"\0\0" + LAZIO + b"\0"
+        for start in range(0, len(body), num_bytes):
+            yield body[start : start + num_bytes]
+
+    assert await _read(packets(), "gzip", 1_000) == b"Rome and Lazio"
+
+
 @pytest.mark.parametrize(
     ("answer", "why"),
     [
         (Answer(b"x" * 1_001), NoResponse.TOO_LARGE),
         (Answer(gzip.compress(b"x" * 1_001), headers={"Content-Encoding": "gzip"}), NoResponse.TOO_LARGE),
         (Answer(gzip.compress(b"x" * 50_000_000), headers={"Content-Encoding": "gzip"}), NoResponse.TOO_LARGE),
+        (Answer(gzip.compress(b"x" * 600) * 2, headers={"Content-Encoding": "gzip"}), NoResponse.TOO_LARGE),
+        (Answer(gzip.compress(b"") * 10_000, headers={"Content-Encoding": "gzip"}), NoResponse.TOO_LARGE),
+        (Answer(ROME + LAZIO[:-9], headers={"Content-Encoding": "gzip"}), NoResponse.GARBLED),
+        (Answer(ROME + LAZIO[:5], headers={"Content-Encoding": "gzip"}), NoResponse.GARBLED),
         (Answer(gzip.compress(b"hello")[:-9], headers={"Content-Encoding": "gzip"}), NoResponse.GARBLED),
         (Answer(b"hello", headers={"Content-Encoding": "gzip"}), NoResponse.GARBLED),
         (Answer(b"hello", headers={"Content-Encoding": "br"}), NoResponse.GARBLED),
