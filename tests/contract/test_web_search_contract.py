@@ -121,9 +121,10 @@ async def test_a_page_is_read_by_its_address_but_not_from_inside(serve: Serve, t
         Answer(SPOKEN["serper"], cut_after_bytes=40),
         Answer(b'{"organic": [{"title": "Rome", "li', headers={"Content-Type": "application/json"}),
         Answer(b"[" * 200_000, headers={"Content-Type": "application/json"}),
+        Answer({**SPOKEN["serper"], "organic": None}),
         Answer(hang_up=True),
     ],
-    ids=["429", "402", "500", "503", "html", "slow", "cut", "truncated", "nested", "hang-up"],
+    ids=["429", "402", "500", "503", "html", "slow", "cut", "truncated", "nested", "null", "hang-up"],
 )
 async def test_an_outage_is_the_next_providers_turn_and_never_an_empty_result(
     serve: Serve, toy: ToyServer, bad: Answer

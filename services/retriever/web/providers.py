@@ -173,9 +173,8 @@ def _ask_google(address: str, key: str, query: WebQuery) -> Request:
 
 
 def _rows(answer: Mapping[str, Any], field: str) -> list[Mapping[str, Any]]:
-    rows = answer.get(field)
-    if rows is None:
-        return []
+    """A list that is not there is an empty one. Where a provider always sends it, `_expect` comes first."""
+    rows = answer.get(field, [])
     if not isinstance(rows, list):
         raise ValueError(f"{field}: {type(rows).__name__} instead of a list")
     return [row for row in rows if isinstance(row, dict)]
@@ -215,9 +214,10 @@ def _read_searxng(answer: Mapping[str, Any]) -> list[Found]:
 
 def _read_brave(answer: Mapping[str, Any]) -> list[Found]:
     _expect(answer, "web", "query")
-    web = answer.get("web") or {}
+    web = answer.get("web", {"results": []})  # left out when nothing is found
     if not isinstance(web, dict):
         raise ValueError(f"web: {type(web).__name__} instead of an object")
+    _expect(web, "results")
     return [
         (row.get("title"), row.get("url"), _joined(row, "description", "extra_snippets"))
         for row in _rows(web, "results")

@@ -89,6 +89,40 @@ async def test_what_is_not_its_answer_is_a_failure(talk: Talk, name: ProviderNam
     assert failed.value.outcome is Outcome.MALFORMED
 
 
+LISTS: dict[ProviderName, str] = {
+    "serper": "organic",
+    "searxng": "results",
+    "tavily": "results",
+    "exa": "results",
+    "serpapi": "organic_results",
+    "google": "items",
+}
+
+
+@pytest.mark.parametrize("name", sorted(LISTS))
+@pytest.mark.parametrize("no_list", [None, "x", 0, False, {}])
+async def test_results_that_are_no_list_are_not_nothing_found(talk: Talk, name: ProviderName, no_list: Any) -> None:
+    with pytest.raises(UpstreamFailed, match=f"{LISTS[name]}: .* instead of a list") as failed:
+        await talk(name, {**SPOKEN[name], LISTS[name]: no_list})
+
+    assert failed.value.outcome is Outcome.MALFORMED
+
+
+@pytest.mark.parametrize("web", [None, [], "x", {}, {"results": None}, {"results": {}}])
+async def test_braves_results_that_are_no_list_are_not_nothing_found(talk: Talk, web: Any) -> None:
+    with pytest.raises(UpstreamFailed) as failed:
+        await talk("brave", {**SPOKEN["brave"], "web": web})
+
+    assert failed.value.outcome is Outcome.MALFORMED
+
+
+@pytest.mark.parametrize("name", ["serper", "brave", "serpapi", "google"])
+async def test_some_leave_the_list_out_when_nothing_is_found(talk: Talk, name: ProviderName) -> None:
+    field = "web" if name == "brave" else LISTS[name]
+
+    assert await talk(name, {key: value for key, value in SPOKEN[name].items() if key != field}) == ()
+
+
 @pytest.mark.parametrize(
     ("name", "where"),
     [
