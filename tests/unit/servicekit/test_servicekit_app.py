@@ -105,7 +105,7 @@ async def test_after_an_unknown_error_nobody_asks_on_the_connection_that_is_bein
     config = uvicorn.Config(toy_app(), host="127.0.0.1", port=0, log_level="critical", lifespan="off")
     server = uvicorn.Server(config)
     serving = asyncio.create_task(server.serve())
-    while not server.started:
+    while not server.started:  # noqa: ASYNC110
         await asyncio.sleep(0.01)
     port = server.servers[0].sockets[0].getsockname()[1]
 
