@@ -54,6 +54,6 @@ class Backend(Protocol):
 
     def corpora(self) -> list[CorpusInfo]: ...
 
-    async def pages(self, urls: Sequence[str], corpus: str) -> list[bytes | None]:
+    async def pages(self, urls: Sequence[str], corpus: str, *, deadline_seconds: float) -> list[bytes | None]:
         """The whole page at an address as contract `Passage`, or None if there is none."""
         ...

@@ -1,5 +1,6 @@
 """The real client against the real service in front of the web: providers, pages and a summariser on loopback."""
 
+import asyncio
 import json
 import logging
 from collections.abc import AsyncIterator
@@ -107,6 +108,48 @@ async def test_a_page_is_read_by_its_address_but_not_from_inside(serve: Serve, t
 
     assert "The whole page." in json.dumps(found[0])
     assert found[1] is None
+
+
+async def test_a_page_that_takes_longer_than_its_caller_is_an_outage_and_not_kept_as_unreadable(
+    serve: Serve, toy: ToyServer, tmp_path: Path
+) -> None:
+    text = Answer(b"The whole page.", headers={"Content-Type": "text/plain"})
+    slow = toy.says("/slow", Answer(delay_seconds=NEVER), text)
+    tape = {"cassette": tmp_path / "cassette", "cassette_mode": "record"}
+
+    async with serve("serper", **tape) as transport, http_of(transport) as http:
+        late = await http.post("/access", json={"urls": [slow]}, headers={"X-Request-Timeout": "0.2"})
+        found = (await http.post("/access", json={"urls": [slow]})).json()["result"]
+
+    assert (late.status_code, late.json()["error"]) == (503, "UpstreamUnavailable")
+    assert late.json()["detail"].startswith("0 of 1 pages were read within 0.2 s")
+    assert "The whole page." in json.dumps(found)
+
+
+async def test_one_in_a_hurry_takes_no_answer_away_from_one_who_waits(serve: Serve, toy: ToyServer) -> None:
+    toy.says("/serper", Answer(delay_seconds=NEVER), Answer(SPOKEN["serper"]))
+    body = {"queries": ["capital of Italy"]}
+
+    async with serve("serper", provider_seconds=20.0) as transport, http_of(transport) as http:
+        hurried = asyncio.create_task(http.post("/v1/search", json=body, headers={"X-Request-Timeout": "0.5"}))
+        await toy.until_asked("/serper")
+        waiting = await http.post("/v1/search", json=body, headers={"X-Request-Timeout": "20"})
+
+        await hurried
+
+    assert (waiting.status_code, len(waiting.json()["results"][0])) == (200, 2)
+
+
+async def test_a_damaged_cassette_names_the_file(serve: Serve, tmp_path: Path) -> None:
+    tape = {"cassette": tmp_path / "cassette", "cassette_mode": "record"}
+    async with serve("serper", **tape) as transport, http_of(transport) as http:
+        await http.post("/v1/search", json={"queries": ["capital of Italy"]})
+        (entry,) = (tmp_path / "cassette" / "hits").rglob("*.json")
+        entry.write_text('{"asked": {}}')
+        answer = await http.post("/v1/search", json={"queries": ["capital of Italy"]})
+
+    assert (answer.status_code, answer.json()["error"]) == (500, "SearcherError")
+    assert str(entry) in answer.json()["detail"]
 
 
 @pytest.mark.parametrize(

@@ -100,7 +100,7 @@ class Shelf:
                 form=corpus.manifest.source.form,
             )
 
-    async def pages(self, urls: Sequence[str], corpus: str) -> list[bytes | None]:
+    async def pages(self, urls: Sequence[str], corpus: str, *, deadline_seconds: float = 25.0) -> list[bytes | None]:
         return await self._pages.find(self.corpus(corpus).passages, urls)
 
     # -- another index ------------------------------------------------------------------------------------------------

@@ -1,6 +1,5 @@
 """RETRIEVER_WEB_* -> the backend `web`: everything put together, checked before the first request."""
 
-import asyncio
 import time
 from collections.abc import Sequence
 
@@ -78,9 +77,8 @@ class WebBackend:
         passages_Q = [[passage.model_dump_json().encode() for passage in found] for found in found_Q]
         return Found(self._cassette.id, passages_Q, [range(1, len(found) + 1) for found in found_Q])
 
-    async def pages(self, urls: Sequence[str], corpus: str) -> list[bytes | None]:
-        searcher = self._open(corpus)
-        found = await asyncio.gather(*(searcher.page(url) for url in urls))
+    async def pages(self, urls: Sequence[str], corpus: str, *, deadline_seconds: float) -> list[bytes | None]:
+        found = await self._open(corpus).pages(urls, deadline_seconds=deadline_seconds)
         return [_whole(url, page.text[:MAX_ACCESSED_CHARACTERS]) for url, page in zip(urls, found, strict=True)]
 
     def corpora(self) -> list[CorpusInfo]:

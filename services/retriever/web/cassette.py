@@ -1,7 +1,7 @@
 """What was asked -> what was answered then. A folder of answers: recorded once, played back byte for byte for nothing.
 
     <folder>/cassette.json                     which cassette this is
-    <folder>/<kind>/<2 hex>/<sha256>.json      {"asked": …, "answer": …}; kinds: hits, page, summary
+    <folder>/<kind>/<2 hex>/<sha256>.json      {"asked": …, "answer": …, "sha256": …}; kinds: hits, page, summary
     <folder>/spent                             the budget's ledger (limits.py)
 
 Entries are written once and never changed: of two processes that record the same, the first to finish wins and the
@@ -11,22 +11,26 @@ other serves the first one's answer. Requests are not stored, so no key can be.
 import asyncio
 import hashlib
 import json
+import math
 import os
 import secrets
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from searcher.contracts.errors import InvalidInput, NotFound, SearcherError
+from searcher.contracts.errors import InvalidInput, NotFound, SearcherError, UpstreamUnavailable
 from services.retriever.web import metrics
 
 Asked = Mapping[str, str | int | None]
-Ask = Callable[[], Awaitable[Any]]
-"""Returns what JSON can hold."""
+Ask = Callable[[float], Awaitable[Any]]
+"""Until when it may take -> what JSON can hold."""
 
-_FORMAT = 1
+_FORMAT = 2
+_WORTH_ASKING_SECONDS = 0.25
+"""Callers whose time ends closer together than this share one failure, as the samples of a group do."""
 
 
 class CassetteMode(StrEnum):
@@ -52,62 +56,90 @@ class Cassette:
     def ledger(self) -> Path | None:
         return self._folder / "spent" if self.mode is CassetteMode.RECORD and self._folder is not None else None
 
-    async def play(self, kind: str, asked: Asked, ask: Ask, *, name: str) -> Any:
+    async def play(self, kind: str, asked: Asked, ask: Ask, *, name: str, until: float = math.inf) -> Any:
         """The answer to `asked`: kept, in flight, or from `ask`. `name` names it in errors.
 
+        `until` is when the caller leaves, who sees to that himself. Of identical questions in flight the first one's
+        `ask` is used, with the time of whoever waits longest.
         Raises NotFound for what replay does not know, and whatever `ask` raises; failures are not kept.
         """
         key = hashlib.sha256(json.dumps([kind, asked], sort_keys=True).encode()).hexdigest()
         flight = self._in_flight.get(key)
-        if flight is None:
-            flight = self._in_flight[key] = _Flight(self._answer(kind, key, asked, ask, name))
+        if flight is None or flight.is_over:
+            flight = self._in_flight[key] = _Flight(partial(self._answer, kind, key, asked, ask, name))
         else:
             metrics.COALESCED.labels(kind).inc()
         try:
-            return await flight.join()
+            return await flight.join(until)
         finally:
             if flight.is_over and self._in_flight.get(key) is flight:
                 del self._in_flight[key]
 
-    async def _answer(self, kind: str, key: str, asked: Asked, ask: Ask, name: str) -> Any:
+    async def _answer(self, kind: str, key: str, asked: Asked, ask: Ask, name: str, until: float) -> Any:
         if self._folder is None:
-            return _plain(await ask())
+            return _plain(await ask(until))
         path = self._folder / kind / key[:2] / f"{key}.json"
         kept = await asyncio.to_thread(_kept, path)
         if kept is not None:
+            answer = _unchanged(kept, kind, asked, path)
             metrics.CASSETTE_LOOKUPS.labels(kind, "played").inc()
-            return kept["answer"]
+            return answer
         if self.mode is CassetteMode.REPLAY:
             metrics.CASSETTE_LOOKUPS.labels(kind, "missing").inc()
             raise NotFound(
                 f"{name} is not in the cassette {self._folder}, and RETRIEVER_WEB_CASSETTE_MODE=replay asks nobody; "
                 "record it first"
             )
-        answer = _plain(await ask())
+        entry = _entry(kind, asked, _plain(await ask(until)))
         metrics.CASSETTE_LOOKUPS.labels(kind, "recorded").inc()
-        return (await asyncio.to_thread(_keep, path, {"asked": dict(asked), "answer": answer}))["answer"]
+        return _unchanged(await asyncio.to_thread(_keep, path, entry), kind, asked, path)
 
 
 class _Flight:
     """One question that several wait for. It is given up when the last of them has left."""
 
-    def __init__(self, work: Coroutine[Any, Any, Any]) -> None:
-        self._task = asyncio.create_task(work)
-        self._waiting = 0
+    def __init__(self, answer: Callable[[float], Awaitable[Any]]) -> None:
+        self._answer = answer
+        self._untils: list[float] = []
+        """When they leave who wait."""
+        self._task = asyncio.create_task(self._fly())
 
     @property
     def is_over(self) -> bool:
         """Answered, failed or given up: nobody may join any more."""
-        return self._waiting == 0 or self._task.done()
+        return not self._untils or self._task.done()
 
-    async def join(self) -> Any:
-        self._waiting += 1
+    async def join(self, until: float) -> Any:
+        self._untils.append(until)
         try:
             return await asyncio.shield(self._task)
         finally:
-            self._waiting -= 1
-            if not self._waiting:
+            self._untils.remove(until)
+            if not self._untils:
                 self._task.cancel()
+
+    async def _fly(self) -> Any:
+        """Asks again if it failed with the time of one who had less of it than another who joined."""
+        while True:
+            given = max(self._untils)
+            try:
+                return await self._answer(given)
+            except UpstreamUnavailable:
+                if max(self._untils, default=given) < given + _WORTH_ASKING_SECONDS:
+                    raise
+
+
+def _entry(kind: str, asked: Asked, answer: Any) -> dict[str, Any]:
+    content = {"asked": dict(asked), "answer": answer}
+    return {**content, "sha256": hashlib.sha256(json.dumps([kind, content], sort_keys=True).encode()).hexdigest()}
+
+
+def _unchanged(entry: Mapping[str, Any], kind: str, asked: Asked, path: Path) -> Any:
+    """The entry's answer. Raises SearcherError for one that is not as it was recorded."""
+    answer = entry.get("answer")
+    if entry != _entry(kind, asked, answer):
+        raise SearcherError(f"{path} is damaged (not as it was recorded); delete it and record it again")
+    return answer
 
 
 def _plain(answer: Any) -> Any:
@@ -143,7 +175,7 @@ def _kept(path: Path) -> dict[str, Any] | None:
         return None
     try:
         entry = json.loads(content)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise SearcherError(f"{path} is damaged ({error}); delete it and record it again") from error
     if not isinstance(entry, dict):
         raise SearcherError(f"{path} is damaged (no object); delete it and record it again")

@@ -10,9 +10,10 @@ Every arrow goes through the cassette, so that a run can be played back.
 import asyncio
 import hashlib
 import time
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any, TypeVar
 
 from searcher.contracts.errors import UpstreamUnavailable
 from searcher.contracts.search import Passage
@@ -23,6 +24,8 @@ from services.retriever.web.pages import Page, PageReader
 from services.retriever.web.providers import Hit, WebQuery
 from services.retriever.web.summary import Summariser
 from services.retriever.web.upstream import UpstreamFailed
+
+T = TypeVar("T")
 
 SUMMARISED_HITS = 3
 """R1-Searcher gives up after the third page."""
@@ -75,24 +78,24 @@ class WebSearcher:
         answered before that is kept if a cassette records, so that asking again goes on from there.
         """
         until = self._clock() + _PART_OF_DEADLINE * deadline_seconds
-        tasks = [asyncio.create_task(self._passages(query, k, until)) for query, k in zip(queries, k_Q, strict=True)]
-        try:
-            async with asyncio.timeout(deadline_seconds):
-                return await asyncio.gather(*tasks)
-        except TimeoutError as error:
-            done = sum(task.done() and not task.cancelled() for task in tasks)
-            raise UpstreamUnavailable(
-                f"{done} of {len(tasks)} queries were answered from the web within {deadline_seconds:g} s; ask fewer "
-                "at once, or raise RETRIEVER_WEB_REQUESTS_PER_SECOND if your plan allows"
-            ) from error
-        finally:
-            for task in tasks:
-                task.cancel()
+        return await _all(
+            [self._passages(query, k, until) for query, k in zip(queries, k_Q, strict=True)],
+            deadline_seconds,
+            done="queries were answered from the web",
+            fix="ask fewer at once, or raise RETRIEVER_WEB_REQUESTS_PER_SECOND if your plan allows",
+        )
 
-    async def page(self, url: str) -> Page:
-        """What stands at an address; its text is "" if it cannot be read."""
+    async def pages(self, urls: Sequence[str], *, deadline_seconds: float) -> list[Page]:
+        """What stands at each address; its text is "" if it cannot be read. Raises as `search` does."""
+        return await _all(
+            [self._page(url) for url in urls],
+            deadline_seconds,
+            done="pages were read",
+            fix="ask for fewer at once, or wait longer",
+        )
 
-        async def ask() -> object:
+    async def _page(self, url: str) -> Page:
+        async def ask(until: float) -> object:  # a page's own limit holds: that we were in a hurry says nothing of it
             return (await self._pages.read(url)).model_dump()
 
         return Page.model_validate(await self._cassette.play("page", {"url": url}, ask, name=f"page {url[:200]!r}"))
@@ -118,7 +121,7 @@ class WebSearcher:
 
     async def _read(self, hit: Hit) -> str:
         """The page's text; where there is none, what the provider quotes of it."""
-        return (await self.page(hit.url)).text or hit.snippet
+        return (await self._page(hit.url)).text or hit.snippet
 
     def _passage(self, hit: Hit, text: str) -> Passage:
         text = _cut(text, self.style.max_passage_characters)
@@ -129,18 +132,18 @@ class WebSearcher:
     async def _hits(self, query: str, until: float) -> list[Hit]:
         wanted = WebQuery(query, site=self.style.site, language=self.style.language)
 
-        async def ask() -> object:
+        async def ask(until: float) -> object:
             return [hit.model_dump() for hit in await self._chain.hits(wanted, until=until)]
 
         asked = {"query": wanted.text, "site": wanted.site, "language": wanted.language}
-        kept = await self._cassette.play("hits", asked, ask, name=f"query {query[:200]!r}")
+        kept = await self._cassette.play("hits", asked, ask, name=f"query {query[:200]!r}", until=until)
         return [Hit.model_validate(hit) for hit in kept]
 
     async def _summary(self, query: str, page: str, until: float) -> str | None:
         summariser = self._summariser
         assert summariser is not None
 
-        async def ask() -> object:
+        async def ask(until: float) -> object:
             try:
                 return await summariser.summary(query, page, until=until)
             except UpstreamFailed as error:
@@ -150,8 +153,23 @@ class WebSearcher:
                 ) from error
 
         asked = {"query": query, "page": hashlib.sha256(page.encode()).hexdigest(), "model": summariser.model}
-        kept: str | None = await self._cassette.play("summary", asked, ask, name=f"summary for query {query[:200]!r}")
+        name = f"summary for query {query[:200]!r}"
+        kept: str | None = await self._cassette.play("summary", asked, ask, name=name, until=until)
         return kept
+
+
+async def _all(work: Sequence[Coroutine[Any, Any, T]], deadline_seconds: float, *, done: str, fix: str) -> list[T]:
+    """Everything, at the same time. Raises UpstreamUnavailable that says how far it came; the rest is given up."""
+    tasks = [asyncio.create_task(each) for each in work]
+    try:
+        async with asyncio.timeout(deadline_seconds):
+            return await asyncio.gather(*tasks)
+    except TimeoutError as error:
+        num_done = sum(task.done() and not task.cancelled() for task in tasks)
+        raise UpstreamUnavailable(f"{num_done} of {len(tasks)} {done} within {deadline_seconds:g} s; {fix}") from error
+    finally:
+        for task in tasks:
+            task.cancel()
 
 
 def _cut(text: str, max_characters: int) -> str:

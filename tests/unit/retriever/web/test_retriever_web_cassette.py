@@ -2,16 +2,17 @@
 
 import asyncio
 import json
+import math
 import multiprocessing
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from searcher.contracts.errors import InvalidInput, NotFound, SearcherError
-from services.retriever.web.cassette import Cassette, CassetteMode
+from searcher.contracts.errors import BudgetSpent, InvalidInput, NotFound, SearcherError, UpstreamUnavailable
+from services.retriever.web.cassette import Ask, Cassette, CassetteMode
 
 pytestmark = pytest.mark.anyio
 
@@ -24,7 +25,7 @@ class Outside:
     def __init__(self, *answers: Any) -> None:
         self.answers, self.num_asked = list(answers), 0
 
-    async def __call__(self) -> Any:
+    async def __call__(self, until: float) -> Any:
         self.num_asked += 1
         answer = self.answers.pop(0)
         if isinstance(answer, Exception):
@@ -32,11 +33,11 @@ class Outside:
         return answer
 
 
-async def play(cassette: Cassette, ask: Callable[[], Awaitable[Any]], asked: Any = ASKED) -> Any:
-    return await cassette.play("hits", asked, ask, name="query 'capital of Italy'")
+async def play(cassette: Cassette, ask: Ask, asked: Any = ASKED, *, until: float = math.inf) -> Any:
+    return await cassette.play("hits", asked, ask, name="query 'capital of Italy'", until=until)
 
 
-async def nobody() -> Any:
+async def nobody(until: float) -> Any:
     raise AssertionError("replay asks nobody")
 
 
@@ -107,7 +108,7 @@ async def test_identical_questions_in_flight_are_one(tmp_path: Path) -> None:
 async def test_one_who_leaves_does_not_take_the_answer_away_from_the_others() -> None:
     cassette, go, asked = Cassette(CassetteMode.OFF, None), asyncio.Event(), []
 
-    async def ask() -> Any:
+    async def ask(until: float) -> Any:
         asked.append(1)
         await go.wait()
         return "rome"
@@ -125,7 +126,7 @@ async def test_one_who_leaves_does_not_take_the_answer_away_from_the_others() ->
 async def test_when_all_have_left_nobody_is_asked_any_more_and_the_next_asks_anew() -> None:
     cassette, left = Cassette(CassetteMode.OFF, None), []
 
-    async def for_ever() -> Any:
+    async def for_ever(until: float) -> Any:
         try:
             await asyncio.Event().wait()
         finally:
@@ -142,12 +143,78 @@ async def test_when_all_have_left_nobody_is_asked_any_more_and_the_next_asks_ane
     assert left == [1]
 
 
+class Slow:
+    """Takes until the clock says 10; who gives it less is told in time."""
+
+    def __init__(self) -> None:
+        self.given: list[float] = []
+        self.is_asked, self.is_late = asyncio.Event(), asyncio.Event()
+
+    async def __call__(self, until: float) -> Any:
+        self.given.append(until)
+        self.is_asked.set()
+        if until < 10.0:
+            await self.is_late.wait()
+            raise UpstreamUnavailable(f"not within {until}")
+        return "rome"
+
+
+async def test_who_has_time_left_does_not_fail_with_one_who_has_none(tmp_path: Path) -> None:
+    for mode in (CassetteMode.OFF, CassetteMode.RECORD):
+        cassette, slow = Cassette(mode, tmp_path), Slow()
+        first = asyncio.create_task(play(cassette, slow, until=5.0))
+        await slow.is_asked.wait()
+        others = [asyncio.create_task(play(cassette, slow, until=until)) for until in (20.0, 30.0, 6.0)]
+        await asyncio.sleep(0)
+        slow.is_late.set()
+
+        assert await asyncio.gather(first, *others) == ["rome"] * 4
+        assert slow.given == [5.0, 30.0]
+
+
+async def test_a_failure_is_shared_by_those_who_have_no_more_time_than_was_given() -> None:
+    cassette, slow = Cassette(CassetteMode.OFF, None), Slow()
+    first = asyncio.create_task(play(cassette, slow, until=5.0))
+    await slow.is_asked.wait()
+    others = [asyncio.create_task(play(cassette, slow, until=until)) for until in (5.001, 4.0)]
+    has_left = asyncio.create_task(play(cassette, slow, until=20.0))
+    await asyncio.sleep(0)
+    has_left.cancel()
+    await asyncio.gather(has_left, return_exceptions=True)
+    slow.is_late.set()
+
+    failures = await asyncio.gather(first, *others, return_exceptions=True)
+
+    assert [str(failure) for failure in failures] == ["not within 5.0"] * 3
+    assert slow.given == [5.0]
+
+
+async def test_other_failures_are_not_tried_again_for_those_with_more_time() -> None:
+    cassette, go, asked = Cassette(CassetteMode.OFF, None), asyncio.Event(), []
+
+    async def ask(until: float) -> Any:
+        asked.append(until)
+        await go.wait()
+        raise BudgetSpent("0 USD are left")
+
+    first = asyncio.create_task(play(cassette, ask, until=5.0))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    second = asyncio.create_task(play(cassette, ask, until=50.0))
+    await asyncio.sleep(0)
+    go.set()
+
+    failures = await asyncio.gather(first, second, return_exceptions=True)
+
+    assert ([type(failure) for failure in failures], asked) == ([BudgetSpent] * 2, [5.0])
+
+
 def _record(folder: Path, name: str) -> None:
     async def run() -> list[Any]:
         cassette = Cassette(CassetteMode.RECORD, folder)
 
         async def one(number: int) -> Any:
-            async def ask() -> Any:
+            async def ask(until: float) -> Any:
                 await asyncio.sleep(0.001)
                 return [name, number] * 200
 
@@ -172,12 +239,40 @@ def test_processes_that_record_the_same_agree_on_one_answer(tmp_path: Path) -> N
     assert list((tmp_path / "hits").glob("*/.*")) == []
 
 
-async def test_a_damaged_entry_is_an_error_that_names_the_file(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda content: content[:10],
+        lambda content: content.replace("rome", "milan"),
+        lambda content: content.replace("capital of Italy", "capital of Spain"),
+        lambda content: content.replace('"answer"', '"reply"'),
+        lambda content: content.replace('"sha256"', '"md5"'),
+        lambda content: json.dumps({"asked": ASKED, "answer": "milan"}),
+        lambda content: "[]",
+        lambda content: "{}",
+        lambda content: "[" * 200_000,
+    ],
+    ids=["cut", "answer", "question", "no answer", "no checksum", "by hand", "list", "empty", "nested"],
+)
+async def test_a_damaged_entry_is_an_error_that_names_the_file(tmp_path: Path, damage: Callable[[str], str]) -> None:
     await play(Cassette(CassetteMode.RECORD, tmp_path), Outside("rome"))
     (entry,) = (tmp_path / "hits").glob("*/*.json")
-    entry.write_text(entry.read_text()[:10])
+    entry.write_text(damage(entry.read_text()))
 
-    with pytest.raises(SearcherError, match=rf"{entry.name} is damaged .* delete it and record it again"):
+    for mode in (CassetteMode.REPLAY, CassetteMode.RECORD):
+        with pytest.raises(SearcherError, match=rf"{entry.name} is damaged .* delete it and record it again"):
+            await play(Cassette(mode, tmp_path), nobody)
+
+
+async def test_an_answer_to_another_question_is_damage_too(tmp_path: Path) -> None:
+    cassette = Cassette(CassetteMode.RECORD, tmp_path)
+    await play(cassette, Outside("rome"))
+    (rome,) = (tmp_path / "hits").glob("*/*.json")
+    await play(cassette, Outside("madrid"), {"query": "capital of Spain", "site": None})
+    (madrid,) = {*(tmp_path / "hits").glob("*/*.json")} - {rome}
+    rome.write_bytes(madrid.read_bytes())
+
+    with pytest.raises(SearcherError, match=rf"{rome.name} is damaged"):
         await play(Cassette(CassetteMode.REPLAY, tmp_path), nobody)
 
 
@@ -197,5 +292,5 @@ def test_a_cassette_that_cannot_be_played_is_refused_at_once(tmp_path: Path) -> 
     with pytest.raises(InvalidInput, match=r"holds no cassette\.json"):
         Cassette(CassetteMode.REPLAY, tmp_path)
     (tmp_path / "cassette.json").write_text('{"format": 99, "id": "x"}')
-    with pytest.raises(InvalidInput, match="is not of format 1"):
+    with pytest.raises(InvalidInput, match="is not of format 2"):
         Cassette(CassetteMode.RECORD, tmp_path)
