@@ -125,7 +125,8 @@ class _Flight:
             try:
                 return await self._answer(given)
             except UpstreamUnavailable:
-                if max(self._untils, default=given) < given + _WORTH_ASKING_SECONDS:
+                has_more_time = any(until > given and until - given >= _WORTH_ASKING_SECONDS for until in self._untils)
+                if not has_more_time:
                     raise
 
 

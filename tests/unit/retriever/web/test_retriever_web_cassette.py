@@ -189,6 +189,15 @@ async def test_a_failure_is_shared_by_those_who_have_no_more_time_than_was_given
     assert slow.given == [5.0]
 
 
+async def test_without_a_limit_there_is_no_more_time_to_ask_again_with() -> None:
+    outside = Outside(UpstreamUnavailable("down"), "rome")
+
+    with pytest.raises(UpstreamUnavailable):
+        await play(Cassette(CassetteMode.OFF, None), outside, until=math.inf)
+
+    assert outside.num_asked == 1
+
+
 async def test_other_failures_are_not_tried_again_for_those_with_more_time() -> None:
     cassette, go, asked = Cassette(CassetteMode.OFF, None), asyncio.Event(), []
 
