@@ -133,7 +133,7 @@ def add_routes(app: FastAPI, backend: Callable[[], Backend], *, deadline_seconds
         return _json({"result": [[shape(passage) for passage in passages] for passages in passages_Q]})
 
     async def access(call: Call) -> bytes:
-        body = _parse(AccessRequest, call.body)
+        body = _parse(AccessRequest, _object(call.body))
         deadline = call.deadline_seconds(deadline_seconds)
         pages = await backend().pages(body.urls, _corpus(call), deadline_seconds=deadline)
         return _json({"result": [page and _page(Passage.model_validate_json(page)) for page in pages]})
