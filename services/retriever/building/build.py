@@ -64,6 +64,7 @@ from services.retriever.index.manifest import (
     IndexFacts,
     Manifest,
     QuantisedFacts,
+    RerankerCard,
     SourceFacts,
     file_facts,
     note_verified,
@@ -72,6 +73,7 @@ from services.retriever.index.opening import ENCODER_FOLDER, RERANKER_FOLDER, op
 from services.retriever.index.passages import OFFSETS_FILE, PassageStore
 from services.retriever.index.protocol import Matrix
 from services.retriever.index.quantised import Quantised, train_codes, write_codes
+from services.retriever.index.rerank import CARD_FILE as RERANKER_CARD_FILE
 
 Block = TypeVar("Block", list[str], Vectors)
 BLOCK_PASSAGES = 1_024
@@ -140,8 +142,7 @@ class _Build:
             opened = partial(open_encoder, num_threads=num_threads)
             index = open_index(self.folder, facts, encoder_of=opened, num_threads=num_threads)
             if card := self.request.reranker:
-                assert self.options.reranker is not None
-                self._once(RERANKER_FOLDER, lambda into: _bring_along(_given(self.options.reranker), into))
+                self._once(RERANKER_FOLDER, lambda into: self._write_reranker(card, into))
                 index = reranked(index, self.folder, card, passages=passages, num_threads=num_threads)
             _, scores_QK = index.search([query], 1)
             for leftover in (REQUEST_FILE, STAGES_FILE):
@@ -202,6 +203,11 @@ class _Build:
         unfinished.write_text(json.dumps(self._decided() | {name: value}))
         unfinished.rename(self.folder / STAGES_FILE)
 
+    def _write_reranker(self, card: RerankerCard, into: Path) -> None:
+        assert self.options.reranker is not None
+        shutil.copytree(self.options.reranker, into)  # not by links: somebody may write another model into that folder
+        (into / RERANKER_CARD_FILE).write_text(card.model_dump_json(indent=2))
+
     # -- indexes ------------------------------------------------------------------------------------------------------
 
     def _write_index(self, passages: PassageStore, num_threads: int) -> tuple[IndexFacts, Recall | None]:
@@ -223,7 +229,7 @@ class _Build:
         card, num_passages = encoder.card, len(passages)
         kind = self._vector_kind(num_passages, card.dim)
         with EmbeddingCache(self.options.embeddings or self.out.parent / ".embeddings", card) as cache:
-            vectors = (cache.encode(block, encoder) for block in _blocks(passages))
+            vectors = cache.encode_blocks(_blocks(passages), encoder)
             blocks = _reporting("encoding", vectors, num_passages, self.on_progress)
             vectors_ND: Matrix
             if kind == "fp16":
@@ -336,11 +342,6 @@ class _BadLines:
         self.count += 1
         if len(self.first) < _BAD_LINES_SHOWN:
             self.first.append(message)
-
-
-def _given(path: Path | None) -> Path:
-    assert path is not None
-    return path
 
 
 def _bring_along(source: Path, folder: Path) -> None:

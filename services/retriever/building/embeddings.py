@@ -4,7 +4,9 @@
     folder/<encoder>/rows.sqlite   hash of the text -> row, checksum of the row
 
 A row counts once its hash is committed, and that happens after its bytes are on disk. So a process may be killed or
-stopped at any moment: at most the block in hand is encoded again. Several processes may use one folder.
+stopped at any moment: at most the block in hand is encoded again. Several processes may use one folder. The folder is
+named by all that decides a vector, as far as can be known; a few of its vectors are compared with the encoder's own
+before the first is used.
 
 `python -m services.retriever.building.embeddings CORPUS… --encoder minilm --into DIR` encodes ahead of a build.
 """
@@ -38,6 +40,8 @@ _VECTORS_FILE, _ROWS_FILE = "vectors.f32", "rows.sqlite"
 _LOCK_SECONDS = 600.0
 """How long a writer waits for another, who may be stopped (SIGSTOP) for a while."""
 _KEYS_PER_QUERY = 500
+_TEXTS_COMPARED, _SAME_COSINE = 8, 0.999
+"""One model gives one text the same vector on every machine, up to rounding; two models never do."""
 _DECIDES_A_VECTOR = {"weights_sha256", "dim", "pooling", "passage_prefix", "max_tokens", "normalised"}
 """Fields of the card on which a passage's vector depends."""
 
@@ -68,6 +72,28 @@ class EmbeddingCache:
 
     def __len__(self) -> int:
         return int(self._rows.execute("SELECT COUNT(*) FROM rows").fetchone()[0])
+
+    def encode_blocks(self, blocks: Iterable[Sequence[str]], encoder: Encoder) -> Iterator[Vectors]:
+        """`encode`, block by block. Raises InvalidInput if the first vectors that are known are not this encoder's."""
+        compared = False
+        for texts in blocks:
+            compared = compared or self._compare(texts, encoder)
+            yield self.encode(texts, encoder)
+
+    def _compare(self, texts: Sequence[str], encoder: Encoder) -> bool:
+        """Whether there was anything to compare."""
+        vectors_ND, missing = self.lookup(texts)
+        known = np.setdiff1d(np.arange(len(texts)), missing)[:_TEXTS_COMPARED]
+        if not len(known):
+            return False
+        kept_ND, now_ND = vectors_ND[known], encoder.encode_passages([texts[n] for n in known.tolist()])
+        longest_N = np.maximum((kept_ND**2).sum(axis=1), (now_ND**2).sum(axis=1))
+        if ((kept_ND * now_ND).sum(axis=1) < _SAME_COSINE * longest_N).any():
+            raise InvalidInput(
+                f"embeddings: {self.folder} holds vectors of another model than {encoder.card.name} is now; delete "
+                "that folder, or keep this encoder's vectors elsewhere (--embeddings)"
+            )
+        return True
 
     def encode(self, texts: Sequence[str], encoder: Encoder) -> Vectors:
         """Vectors of `texts`, in their order; what is not known yet is encoded and kept."""
@@ -182,9 +208,8 @@ def _encode(source: Path, cache: EmbeddingCache, encoder: Encoder, *, shard: tup
     number, of = shard
     started, done = time.monotonic(), 0
     texts = (searchable_text(passage.title, passage.text) for passage in read_passages(source))
-    for block in islice(in_blocks(texts), number, None, of):
-        cache.encode(block, encoder)
-        done += len(block)
+    for vectors_ND in cache.encode_blocks(islice(in_blocks(texts), number, None, of), encoder):
+        done += len(vectors_ND)
         seconds = time.monotonic() - started
         print(f"{source.name}: {done:,} passages, {seconds:,.0f} s", file=sys.stderr, flush=True)
 

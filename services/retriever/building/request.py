@@ -9,7 +9,9 @@ from typing import Literal
 from searcher.files import file_sha256
 from services.retriever.building.kinds import VectorKind
 from services.retriever.encoders.card import EncoderCard, read_card
+from services.retriever.encoders.export import files_sha256
 from services.retriever.index.manifest import RerankerCard
+from services.retriever.index.rerank import CARD_FILE as RERANKER_CARD_FILE
 from services.retriever.index.rerank import read_reranker_card
 
 Kind = VectorKind | Literal["bm25", "auto"]
@@ -61,13 +63,18 @@ class Request:
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
+def _reranker_card(folder: Path) -> RerankerCard:
+    weights_sha256 = files_sha256(folder, besides=RERANKER_CARD_FILE)
+    return read_reranker_card(folder).model_copy(update={"weights_sha256": weights_sha256})
+
+
 def request_of(source: Path, kind: Kind, encoder_at: Path | None, options: BuildOptions) -> Request:
     return Request(
         source_sha256=file_sha256(source),
         kind=kind,
         encoder=read_card(encoder_at) if encoder_at else None,
         hybrid=options.hybrid,
-        reranker=read_reranker_card(options.reranker) if options.reranker else None,
+        reranker=_reranker_card(options.reranker) if options.reranker else None,
         refine_dtype=options.refine_dtype,
         recall=options.recall,
         queries_sha256=file_sha256(options.queries) if options.queries else None,

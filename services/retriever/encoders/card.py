@@ -44,12 +44,21 @@ class Backend(StrEnum):
     """A server that speaks OpenAI's /v1/embeddings, as text-embeddings-inference and vLLM do."""
 
 
+NEEDED_FILES = {
+    Backend.ONNX: (TOKENIZER_FILE, MODEL_FILE),
+    Backend.TORCH: (TOKENIZER_FILE, f"{TORCH_FOLDER}/config.json"),
+    Backend.OPENAI_HTTP: (SERVER_FILE,),
+}
+"""Beside the card."""
+
+
 class EncoderCard(Contract):
     """How text becomes a vector. Indexes with equal cards share one loaded encoder."""
 
     name: str
     weights_sha256: str
-    """Of the model file that the encoder was made from. Empty for `openai-http`: its server does not say."""
+    """Of what computes the vectors: a known model's checkpoint, all files of an own folder, a server's address and
+    model. Found out by each build (`export`); what an own folder's card says here is not believed."""
     dim: int = Field(ge=1)
     pooling: Pooling
     query_prefix: str = ""

@@ -16,6 +16,7 @@ from searcher.files import file_sha256
 from services.retriever.encoders.card import (
     CARD_FILE,
     MODEL_FILE,
+    NEEDED_FILES,
     SERVER_FILE,
     TOKENIZER_FILE,
     TORCH_FOLDER,
@@ -25,17 +26,18 @@ from services.retriever.encoders.card import (
 )
 from services.retriever.encoders.known import KNOWN_MODELS, EncoderChoice, KnownModel
 from services.retriever.encoders.local import OnnxEncoder
-from services.retriever.encoders.remote import Server
+from services.retriever.encoders.remote import Server, read_server
 from services.retriever.encoders.torch_encoder import TorchEncoder
 
 PARITY_TOLERANCE = 1e-5
 _PARITY_TEXTS = ("Rome", "Who directed the film?", "The river Seine is long. " * 12, "Ærøskøbing; 東京; 1984")
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 _CHECKPOINT_FILES = ("*.json", "*.txt", "*.safetensors", "*.bin")
+_HIDDEN = shutil.ignore_patterns(".*")
 
 
 def encoder_folder(choice: EncoderChoice | str, cache: Path) -> Path:
-    """The folder of a known encoder, made in `cache` if it is not there; or of one given by its path.
+    """The folder of a known encoder, or of one given by its path, made in `cache` if it is not there.
 
     Raises InvalidInput that says how to get a model that is not on this machine.
     """
@@ -69,16 +71,30 @@ def _given(choice: EncoderChoice, cache: Path) -> Path:
         raise InvalidInput(
             f"encoder: {choice.name!r} is neither one of {', '.join(KNOWN_MODELS)} nor a folder with an {CARD_FILE}"
         )
-    if not choice.changes:
-        return folder
     card = EncoderCard.model_validate(read_card(folder).model_dump() | choice.changes)
-    return _made(card, cache, lambda made: shutil.copytree(folder, made, dirs_exist_ok=True))
+    for name in NEEDED_FILES[card.backend]:
+        if not (folder / name).is_file():
+            raise InvalidInput(f"{folder / name}: no such file, but the encoder's backend {card.backend} needs it")
+    if card.backend is Backend.OPENAI_HTTP:
+        server = read_server(folder)
+        return _remote(card, choice.server or server, server.model, cache)
+    card = card.model_copy(update={"weights_sha256": files_sha256(folder, besides=CARD_FILE)})
+    return _made(card, cache, lambda made: shutil.copytree(folder, made, ignore=_HIDDEN, dirs_exist_ok=True))
+
+
+def files_sha256(folder: Path, *, besides: str) -> str:
+    """Of the names and contents of a model's files, besides its card, which may speak of older weights."""
+    paths = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    names = sorted(path.as_posix() for path in paths if not any(part.startswith(".") for part in path.parts))
+    facts = "".join(f"{name} {file_sha256(folder / name)}\n" for name in names if name != besides)
+    return hashlib.sha256(facts.encode()).hexdigest()
 
 
 def _remote(card: EncoderCard, server: Server | None, model: str, cache: Path) -> Path:
     if server is None:
         raise InvalidInput("encoder: the backend openai-http needs the address of a server: --encoder-url http://…/v1")
     named = server if server.model else server.model_copy(update={"model": model})
+    card = card.model_copy(update={"weights_sha256": named.sha256})
     return _made(
         card, cache, lambda folder: (folder / SERVER_FILE).write_text(named.model_dump_json(indent=2)), anew=True
     )

@@ -2,6 +2,7 @@
 
 # N = texts; D = dimensions
 import asyncio
+import hashlib
 import threading
 import weakref
 from collections.abc import Sequence
@@ -28,6 +29,15 @@ class Server(Contract):
     timeout_seconds: float = 30.0
     attempts: int = 4
 
+    @property
+    def sha256(self) -> str:
+        """In place of the weights', which a server does not show: another address or model is another encoder."""
+        return hashlib.sha256(f"{self.url.rstrip('/')} {self.model}".encode()).hexdigest()
+
+
+def read_server(folder: Path) -> Server:
+    return read_fields(folder / SERVER_FILE, Server, missing="so nobody knows which server to ask")
+
 
 class HttpEncoder:
     """Asks a server, which tokenises, cuts and pools. Its outage is UpstreamUnavailable, never an empty vector."""
@@ -41,7 +51,7 @@ class HttpEncoder:
         client: EmbeddingsClient | None = None,
     ) -> None:
         self.card = read_card(folder)
-        server = read_fields(folder / SERVER_FILE, Server, missing="so nobody knows which server to ask")
+        server = read_server(folder)
         self._model = server.model
         self._client = client or EmbeddingsClient(
             url or server.url,

@@ -102,6 +102,7 @@ class RerankerCard(Contract):
 
     name: str
     weights_sha256: str
+    """Of its files, found out by each build."""
     max_tokens: int = Field(ge=8)
     """Of query and passage together; the passage is cut."""
     depth: int = Field(default=50, ge=1)

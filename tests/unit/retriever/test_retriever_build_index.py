@@ -310,7 +310,44 @@ def test_vectors_that_are_known_are_not_encoded_again(
         write_corpus([*passages, {"id": "3", "text": "three"}]), tmp_path / "second", kind="flat", encoder=encoder
     )
 
-    assert encoded == ["three"]
+    assert encoded == ["one", "two", "three"]  # the first two to be compared with what is known
+
+
+def test_another_model_under_the_same_card_gives_another_index(
+    tmp_path: Path, write_corpus: Callable[..., Path], letter_encoder: Callable[..., Path]
+) -> None:
+    source, encoder = write_corpus(), letter_encoder()
+    first = build_index(source, tmp_path / "index", kind="flat", encoder=str(encoder))
+    first_vectors_ND = np.load(tmp_path / "index" / "vectors.npy")
+
+    shift_axes(encoder / "model.onnx")
+    second = build_index(source, tmp_path / "index", kind="flat", encoder=str(encoder))
+
+    assert second.request_sha256 != first.request_sha256
+    assert np.load(tmp_path / "index" / "vectors.npy") == pytest.approx(np.roll(first_vectors_ND, 1, axis=1))
+
+
+def shift_axes(model_file: Path) -> None:
+    """Write another model over the one-hot model of letters: each letter on the next axis."""
+    import onnx
+
+    model = onnx.load(model_file)
+    table = np.roll(np.eye(27, dtype=np.float32), 1, axis=1)
+    model.graph.initializer[0].CopyFrom(onnx.numpy_helper.from_array(table, "table"))
+    onnx.save(model, model_file)
+
+
+def test_another_reranker_under_the_same_card_gives_another_index(
+    tmp_path: Path, write_corpus: Callable[..., Path], counting_reranker: Path
+) -> None:
+    source, options = write_corpus(), BuildOptions(reranker=counting_reranker)
+    first = build_index(source, tmp_path / "index", kind="bm25", options=options)
+
+    with (counting_reranker / "tokenizer.json").open("a") as file:
+        file.write(" ")
+    second = build_index(source, tmp_path / "index", kind="bm25", options=options)
+
+    assert second.files["reranker/tokenizer.json"] != first.files["reranker/tokenizer.json"]
 
 
 def test_an_outage_of_the_encoder_loses_nothing(

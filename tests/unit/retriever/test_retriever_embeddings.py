@@ -6,8 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from searcher.contracts.errors import InvalidInput
 from services.retriever.building.embeddings import EmbeddingCache, in_blocks, main
 from services.retriever.encoders.card import EncoderCard, Pooling, read_card
+from services.retriever.encoders.export import encoder_folder
 from services.retriever.encoders.protocol import Vectors
 
 CARD = EncoderCard(name="toy", weights_sha256="0" * 64, dim=2, pooling=Pooling.MEAN, max_tokens=8)
@@ -43,6 +45,48 @@ def test_what_was_encoded_once_is_never_encoded_again(tmp_path: Path) -> None:
 
     assert vectors.tolist() == [[3, 1], [2, 1], [1, 1]]
     assert encoder.encoded == ["a", "bb", "ccc"]
+
+
+def test_vectors_of_another_model_are_refused_before_one_is_used(tmp_path: Path) -> None:
+    class Reversed(LengthEncoder):
+        def encode_passages(self, passages: Sequence[str]) -> Vectors:
+            return super().encode_passages(passages)[:, ::-1]
+
+    with EmbeddingCache(tmp_path, CARD) as cache:
+        cache.encode(["aaa"], LengthEncoder())
+
+    with (
+        EmbeddingCache(tmp_path, CARD) as cache,
+        pytest.raises(
+            InvalidInput, match=r"toy-\w+ holds vectors of another model than toy is now; delete that folder"
+        ),
+    ):
+        list(cache.encode_blocks([["new"], ["newer", "aaa"]], Reversed()))
+
+
+def test_a_few_known_vectors_are_compared_once(tmp_path: Path) -> None:
+    texts, encoder = ["x" * length for length in range(1, 21)], LengthEncoder()
+    with EmbeddingCache(tmp_path, CARD) as cache:
+        cache.encode(texts, LengthEncoder())
+
+    with EmbeddingCache(tmp_path, CARD) as cache:
+        list(cache.encode_blocks([texts, texts], encoder))
+
+    assert encoder.encoded == texts[:8]
+
+
+def test_the_vectors_of_minilm_stay_where_they_are(tmp_path: Path) -> None:
+    """Hours of encoding lie under this name."""
+    minilm = EncoderCard(
+        name="minilm",
+        weights_sha256="53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+        dim=384,
+        pooling=Pooling.MEAN,
+        max_tokens=256,
+    )
+
+    with EmbeddingCache(tmp_path, minilm) as cache:
+        assert cache.folder.name == "minilm-db3ec7477207"
 
 
 def test_a_text_that_comes_twice_is_encoded_once(tmp_path: Path) -> None:
@@ -167,7 +211,7 @@ def test_a_corpus_is_encoded_ahead_in_shards_that_share_a_folder(
     passages = [{"id": str(n), "text": "abcdefghij"[n]} for n in range(10)]
     command = [str(write_corpus(passages)), "--encoder", str(letter_encoder()), "--into", str(tmp_path / "kept")]
     monkeypatch.setattr("services.retriever.building.embeddings.in_blocks", lambda texts: in_blocks(texts, 2))
-    card = read_card(tmp_path / "letters")
+    card = read_card(encoder_folder(str(tmp_path / "letters"), tmp_path / "kept" / ".encoders"))
 
     def missing() -> list[int]:
         with EmbeddingCache(tmp_path / "kept", card) as cache:

@@ -17,7 +17,7 @@ from services.retriever.encoders.export import encoder_folder
 from services.retriever.encoders.known import KNOWN_MODELS, EncoderChoice, KnownModel
 from services.retriever.encoders.local import OnnxEncoder, pool
 from services.retriever.encoders.opening import open_encoder
-from services.retriever.encoders.remote import HttpEncoder, Server
+from services.retriever.encoders.remote import HttpEncoder, Server, read_server
 
 A, B = 1, 2  # axes of the letters
 
@@ -268,3 +268,58 @@ def test_a_server_of_another_model_is_refused_by_its_dimensions(tmp_path: Path) 
 def test_a_remote_encoder_without_an_address_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InvalidInput, match="--encoder-url"):
         encoder_folder(EncoderChoice("e5-small-v2", backend=Backend.OPENAI_HTTP), tmp_path)
+
+
+def test_another_address_or_model_is_another_encoder(tmp_path: Path) -> None:
+    def sha256(server: Server) -> str:
+        return read_card(encoder_folder(EncoderChoice("e5-small-v2", server=server), tmp_path)).weights_sha256
+
+    first = sha256(Server(url="http://one/v1", model="a"))
+
+    assert sha256(Server(url="http://one/v1/", model="a", timeout_seconds=5)) == first
+    assert (
+        len({first, sha256(Server(url="http://two/v1", model="a")), sha256(Server(url="http://one/v1", model="b"))})
+        == 3
+    )
+
+
+def test_an_own_folder_may_name_a_server(tmp_path: Path) -> None:
+    made = encoder_folder(EncoderChoice("e5-small-v2", server=Server(url="http://one/v1", model="a")), tmp_path / "c")
+    own = made.rename(tmp_path / "own")
+
+    here = encoder_folder(str(own), tmp_path / "c")
+    there = encoder_folder(EncoderChoice(str(own), server=Server(url="http://two/v1")), tmp_path / "c")
+
+    assert read_server(here) == Server(url="http://one/v1", model="a")
+    assert read_server(there) == Server(url="http://two/v1", model="a")
+    assert read_card(here).weights_sha256 != read_card(there).weights_sha256
+
+
+# -- own folders ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("changed", ["model.onnx", "tokenizer.json"])
+def test_an_own_folder_is_known_by_its_files_not_by_what_its_card_says(
+    tmp_path: Path, letter_encoder: Callable[..., Path], changed: str
+) -> None:
+    folder = letter_encoder()
+    first = read_card(encoder_folder(str(folder), tmp_path / "cache"))
+
+    (folder / ".DS_Store").write_bytes(b"of no importance")
+    same = read_card(encoder_folder(str(folder), tmp_path / "cache"))
+    (folder / changed).write_bytes((folder / changed).read_bytes() + b"\n")
+    other = read_card(encoder_folder(str(folder), tmp_path / "cache"))
+
+    assert first.weights_sha256 not in ("0" * 64, other.weights_sha256)
+    assert same == first
+
+
+@pytest.mark.parametrize("missing", ["model.onnx", "tokenizer.json"])
+def test_an_own_folder_without_what_its_backend_needs_is_refused(
+    tmp_path: Path, letter_encoder: Callable[..., Path], missing: str
+) -> None:
+    folder = letter_encoder()
+    (folder / missing).unlink()
+
+    with pytest.raises(InvalidInput, match=f"{missing}: no such file, but the encoder's backend onnx needs it"):
+        encoder_folder(str(folder), tmp_path / "cache")
