@@ -4,8 +4,8 @@
 
 Everything is written in a folder beside the place where it belongs, stage by stage, and moved there at the end: a
 folder with a manifest is complete, and a build that was killed goes on with the stage it was in. Vectors come from a
-cache by content, so what was encoded once is not encoded again. Memory holds one block of vectors and, if there are
-any, the codes; `bm25` holds the corpus' word numbers. Building what is there already is instant.
+cache by content, so what was encoded once is not encoded again. Memory holds one block of the corpus; besides that one
+shard of codes (`ivf`: all), or the vocabulary (`bm25`). Building what is there already is instant.
 
 `python -m services.retriever.building SOURCE --out DIR --kind bm25|flat|fp16|pqfs|rabitq|ivf|auto [--encoder NAME]`
 """

@@ -1,5 +1,6 @@
 import math
-from collections.abc import Callable
+import tracemalloc
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -61,6 +62,54 @@ def test_k_beyond_the_corpus_gives_what_there_is(bm25: Bm25Index) -> None:
 def test_a_corpus_without_words_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InvalidInput, match="no passage holds a word"):
         write_bm25(iter(["?!", "…"]), tmp_path, facts=Bm25Facts())
+
+
+def random_texts(count: int, *, num_words: int = 300) -> Iterator[str]:
+    random = np.random.default_rng(0)
+    for _ in range(count):
+        yield " ".join(f"w{word}" for word in random.zipf(1.3, size=random.integers(0, 60)) % num_words)
+
+
+@pytest.mark.parametrize("postings_at_once", [1, 700, 10**9])
+def test_words_are_indexed_byte_for_byte_as_bm25s_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, postings_at_once: int
+) -> None:
+    import bm25s
+
+    vocabulary: dict[str, int] = {}
+    tokens = [[vocabulary.setdefault(word, len(vocabulary)) for word in words(text)] for text in random_texts(2_500)]
+    reference = bm25s.BM25(k1=1.2, b=0.75, method="lucene")
+    reference.index((tokens, vocabulary), create_empty_token=False, show_progress=False)
+    reference.save(tmp_path / "reference", show_progress=False)
+
+    monkeypatch.setattr("services.retriever.index.bm25._POSTINGS_AT_ONCE", postings_at_once)
+    monkeypatch.setattr("services.retriever.index.bm25._BLOCK_POSTINGS", 9_000)
+    write_bm25(random_texts(2_500), tmp_path / "ours", facts=Bm25Facts())
+
+    ours, theirs = (
+        {path.name: path.read_bytes() for path in (tmp_path / name).iterdir()} for name in ("ours", "reference")
+    )
+    assert len(theirs) == 5
+    assert ours == theirs
+
+
+def test_indexing_words_takes_memory_for_the_vocabulary_and_not_for_the_corpus(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("services.retriever.index.bm25._BLOCK_TEXTS", 64)
+    monkeypatch.setattr("services.retriever.index.bm25._BLOCK_POSTINGS", 4_000)
+
+    def peak_bytes(count: int) -> int:
+        tracemalloc.start()
+        write_bm25(random_texts(count), tmp_path / str(count), facts=Bm25Facts())
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return peak
+
+    peak_bytes(10)  # imports
+    small, large = peak_bytes(500), peak_bytes(4_000)
+
+    assert large < 1.2 * small
 
 
 scores = arrays(np.float32, st.integers(1, 30), elements=st.sampled_from([0.0, 0.5, 1.0, 2.0]))
