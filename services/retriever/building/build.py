@@ -3,9 +3,10 @@
     source --write_passages--> passages.jsonl, offsets.npy --> bm25 and/or vectors, codes --> manifest.json
 
 Everything is written in a folder beside the place where it belongs, stage by stage, and moved there at the end: a
-folder with a manifest is complete, and a build that was killed goes on with the stage it was in. Vectors come from a
-cache by content, so what was encoded once is not encoded again. Memory holds one block of the corpus; besides that one
-shard of codes (`ivf`: all), or the vocabulary (`bm25`). Building what is there already is instant.
+folder with a manifest is complete, and a build that was killed, wherever that was, goes on with the stage it was in.
+Vectors come from a cache by content, so what was encoded once is not encoded again. Memory holds one block of the
+corpus; besides that one shard of codes (`ivf`: all), or the vocabulary (`bm25`). Building what is there already is
+instant.
 
 `python -m services.retriever.building SOURCE --out DIR --kind bm25|flat|fp16|pqfs|rabitq|ivf|auto [--encoder NAME]`
 """
@@ -37,10 +38,10 @@ from services.retriever.building.kinds import (
 from services.retriever.building.recall import Trial, read_questions, sample_queries, tuned
 from services.retriever.building.request import BuildOptions, Kind, Request, request_of
 from services.retriever.building.workspace import (
-    REQUEST_FILE,
     STAGES_FILE,
     building_folder,
     complete_index,
+    finish_interrupted,
     only_builder,
     refuse_other_content,
     remove,
@@ -109,9 +110,11 @@ def build_index(
         raise InvalidInput("hybrid: joins words with vectors; name a kind of vector index and an encoder")
     if not source.is_file():
         raise InvalidInput(f"corpus: {source} is not a file")
+    out = out.resolve()  # what a link leads to is replaced, not the link
     out.parent.mkdir(parents=True, exist_ok=True)
-    with only_builder(out):
+    with only_builder(out, say):
         refuse_other_content(out)
+        finish_interrupted(out)
         encoder_at = encoder and encoder_folder(encoder, options.encoder_cache or out.parent / ".encoders")
         request = request_of(source, kind, encoder_at or None, options)
         if (existing := complete_index(out)) and existing.request_sha256 == request.sha256:
@@ -145,8 +148,6 @@ class _Build:
                 self._once(RERANKER_FOLDER, lambda into: self._write_reranker(card, into))
                 index = reranked(index, self.folder, card, passages=passages, num_threads=num_threads)
             _, scores_QK = index.search([query], 1)
-            for leftover in (REQUEST_FILE, STAGES_FILE):
-                (self.folder / leftover).unlink(missing_ok=True)
             manifest = Manifest(
                 source=SourceFacts(
                     name=self.source.name, sha256=self.request.source_sha256, form=source_form(self.source)
@@ -160,8 +161,10 @@ class _Build:
                 golden=Golden(query=query, score=float(scores_QK[0, 0])),
                 files=file_facts(self.folder),
             )
-        (self.folder / MANIFEST_FILE).write_text(manifest.model_dump_json(indent=2))
         note_verified(self.folder, manifest)
+        unfinished = self.folder / f".{MANIFEST_FILE}.unfinished"
+        unfinished.write_text(manifest.model_dump_json(indent=2))
+        unfinished.rename(self.folder / MANIFEST_FILE)
         return manifest
 
     def _once(self, name: str, write: Callable[[Path], object]) -> Path:

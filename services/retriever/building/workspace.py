@@ -3,18 +3,19 @@
 import fcntl
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from searcher.contracts.errors import InvalidInput
 from services.retriever.index.manifest import MANIFEST_FILE, Manifest, read_manifest, verify
 
-REQUEST_FILE, STAGES_FILE = "request.json", "stages.json"
+REQUEST_FILE, STAGES_FILE = ".request.json", ".stages.json"
+"""Of a build that is not finished; no part of the index, as their names say."""
 
 
 def remove(path: Path) -> None:
-    if path.is_dir():
+    if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
@@ -35,11 +36,26 @@ def refuse_other_content(out: Path) -> None:
 
 
 @contextmanager
-def only_builder(out: Path) -> Iterator[None]:
+def only_builder(out: Path, say: Callable[[str], None]) -> Iterator[None]:
     """Builders of one folder wait for each other; the second finds it done. The lock dies with its process."""
     with (out.parent / f".{out.name}.lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say(f"another build of {out} is under way; waiting for its end")
+            fcntl.flock(file, fcntl.LOCK_EX)
         yield
+
+
+def finish_interrupted(out: Path) -> None:
+    """What is left of a build that was killed when its index was complete: that takes its place; an older one that had
+    been moved away, with nothing in its place, is put back."""
+    building, old = _building(out), _old(out)
+    if complete_index(building):
+        _put_in_place(building, out)
+    elif old.exists() and not out.exists():
+        old.rename(out)
+    remove(old)
 
 
 @contextmanager
@@ -49,8 +65,7 @@ def building_folder(out: Path, request_sha256: str) -> Iterator[Path]:
     One that an interrupted build of the same request left is gone on with. Where the input is at fault there is nothing
     to go on with, and it goes.
     """
-    building, old = (out.parent / f".{out.name}.{state}" for state in ("building", "old"))
-    remove(old)
+    building = _building(out)
     if not _is_of(building, request_sha256):
         remove(building)
         building.mkdir()
@@ -60,10 +75,24 @@ def building_folder(out: Path, request_sha256: str) -> Iterator[Path]:
     except InvalidInput:
         remove(building)
         raise
+    _put_in_place(building, out)
+
+
+def _building(out: Path) -> Path:
+    return out.parent / f".{out.name}.building"
+
+
+def _old(out: Path) -> Path:
+    return out.parent / f".{out.name}.old"
+
+
+def _put_in_place(building: Path, out: Path) -> None:
+    for name in (REQUEST_FILE, STAGES_FILE):
+        (building / name).unlink(missing_ok=True)
     if out.exists():
-        out.rename(old)
+        out.rename(_old(out))
     building.rename(out)
-    remove(old)
+    remove(_old(out))
 
 
 def _is_of(building: Path, request_sha256: str) -> bool:

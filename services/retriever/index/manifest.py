@@ -155,13 +155,17 @@ class Manifest(Contract):
 
 def file_facts(folder: Path) -> dict[str, FileFacts]:
     """Facts of all files below `folder`."""
-    paths = sorted(
-        path for path in folder.rglob("*") if path.is_file() and path.name not in (MANIFEST_FILE, _VERIFIED_FILE)
-    )
     return {
-        path.relative_to(folder).as_posix(): FileFacts(num_bytes=path.stat().st_size, sha256=file_sha256(path))
-        for path in paths
+        name: FileFacts(num_bytes=(folder / name).stat().st_size, sha256=file_sha256(folder / name))
+        for name in _files_in(folder)
     }
+
+
+def _files_in(folder: Path) -> list[str]:
+    """All but the manifest, and what begins with a dot, which nobody reads."""
+    paths = sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    shown = [path.as_posix() for path in paths if not any(part.startswith(".") for part in path.parts)]
+    return [name for name in shown if name != MANIFEST_FILE]
 
 
 def read_manifest(folder: Path) -> Manifest:

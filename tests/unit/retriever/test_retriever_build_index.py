@@ -1,3 +1,4 @@
+import fcntl
 import json
 import os
 import shutil
@@ -401,6 +402,95 @@ build_index(Path({str(source)!r}), Path({str(tmp_path / "index")!r}), kind="pqfs
     assert resumed == whole
     assert manifest_sha256(tmp_path / "index") == manifest_sha256(tmp_path / "whole")
     assert listing(tmp_path / "index") == listing(tmp_path / "whole")
+
+
+def kill_a_build(source: Path, out: Path, *, where: str) -> None:
+    """`where` is Python that ends the process somewhere, with `die()`."""
+    script = f"""
+import os, signal
+from pathlib import Path
+from services.retriever.building import build, workspace
+def die(*_):
+    os.kill(os.getpid(), signal.SIGKILL)
+{where}
+build.build_index(Path({str(source)!r}), Path({str(out)!r}), kind="bm25")
+"""
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == -signal.SIGKILL
+
+
+IN_THE_FINAL_HASHING = "build.file_facts = die"
+BEFORE_THE_SWAP = "workspace._put_in_place = die"
+BETWEEN_THE_RENAMES = """
+rename = Path.rename
+Path.rename = lambda path, to: die() if path.name == '.index.building' else rename(path, to)
+"""
+
+
+@pytest.mark.parametrize("where", [IN_THE_FINAL_HASHING, BEFORE_THE_SWAP, BETWEEN_THE_RENAMES])
+def test_a_build_that_was_killed_at_its_end_is_not_begun_again(
+    tmp_path: Path, write_corpus: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    build_index(write_corpus(many_passages(3)), tmp_path / "index", kind="bm25")
+    kill_a_build(write_corpus(), tmp_path / "index", where=where)
+
+    def begun_again(*_: object, **__: object) -> None:
+        raise AssertionError("the words were indexed already")
+
+    monkeypatch.setattr("services.retriever.building.build.write_bm25", begun_again)
+    resumed = build_index(write_corpus(), tmp_path / "index", kind="bm25")
+
+    monkeypatch.undo()
+    assert resumed == build_index(write_corpus(), tmp_path / "whole", kind="bm25")
+    assert listing(tmp_path / "index") == listing(tmp_path / "whole")
+    assert listing(tmp_path) == {"corpus.jsonl", "index", ".index.lock", "whole", ".whole.lock"}
+
+
+def test_a_complete_index_takes_its_place_whatever_is_built_next(
+    tmp_path: Path, write_corpus: Callable[..., Path]
+) -> None:
+    kill_a_build(write_corpus(), tmp_path / "index", where=BETWEEN_THE_RENAMES)
+
+    with pytest.raises(InvalidInput, match="neither title nor text"):
+        build_index(write_corpus([{"id": "1", "text": " "}]), tmp_path / "index", kind="bm25")
+
+    assert len(Library().open(tmp_path / "index", "c").passages) == 4
+
+
+def test_an_index_that_was_moved_away_is_put_back_where_nothing_came_in_its_place(
+    tmp_path: Path, write_corpus: Callable[..., Path]
+) -> None:
+    build_index(write_corpus(), tmp_path / "index", kind="bm25")
+    kill_a_build(write_corpus(many_passages(3)), tmp_path / "index", where=BETWEEN_THE_RENAMES)
+    shutil.rmtree(tmp_path / ".index.building" / "bm25")
+
+    with pytest.raises(InvalidInput, match="neither title nor text"):
+        build_index(write_corpus([{"id": "1", "text": " "}]), tmp_path / "index", kind="bm25")
+
+    assert len(Library().open(tmp_path / "index", "c").passages) == 4
+
+
+def test_a_link_is_followed_and_stays(tmp_path: Path, write_corpus: Callable[..., Path]) -> None:
+    (tmp_path / "link").symlink_to("real")
+    build_index(write_corpus(), tmp_path / "link", kind="bm25")
+
+    build_index(write_corpus(many_passages(3)), tmp_path / "link", kind="bm25")
+
+    assert (tmp_path / "link").is_symlink()
+    assert len(Library().open(tmp_path / "real", "c").passages) == 3
+
+
+def test_a_second_builder_says_that_it_waits(tmp_path: Path, write_corpus: Callable[..., Path]) -> None:
+    said = list[str]()
+    with (tmp_path / ".index.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+
+        def say(line: str) -> None:
+            said.append(line)
+            fcntl.flock(lock, fcntl.LOCK_UN)
+
+        build_index(write_corpus(), tmp_path / "index", kind="bm25", say=say)
+
+    assert said == [f"another build of {tmp_path / 'index'} is under way; waiting for its end"]
 
 
 def test_bad_lines_stop_the_build_unless_they_are_counted(
