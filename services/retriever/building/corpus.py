@@ -115,7 +115,7 @@ def _parse_json(line: str) -> Fields:
     """`{"id", "title", "text"}`, or Search-R1's `{"id", "contents"}` with the quoted title as the first line."""
     try:
         row = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:  # the latter for brackets in brackets, some thousand deep
         raise _NotAPassage(f"not JSON: {error}") from None
     if not isinstance(row, dict):
         raise _NotAPassage(f"a JSON {type(row).__name__}, not an object")
@@ -123,16 +123,20 @@ def _parse_json(line: str) -> Fields:
     if isinstance(passage_id, int) and not isinstance(passage_id, bool):
         passage_id = str(passage_id)
     if "text" in row:
-        title, text = row.get("title") or "", row["text"]
+        title, text = _or_empty(row.get("title")), row["text"]
     elif isinstance(row.get("contents"), str):
         title, _, text = row["contents"].partition("\n")
         title = title.removeprefix('"').removesuffix('"')
     else:
         raise _NotAPassage(f'needs "id" and "text" (and "title"), or "id" and "contents"; has {sorted(row)}')
-    url = row.get("url") or ""
+    url = _or_empty(row.get("url"))
     if not (isinstance(passage_id, str) and isinstance(title, str) and isinstance(text, str) and isinstance(url, str)):
         raise _NotAPassage('"id", "title", "text" and "url" must be strings')
     return passage_id, title, text, url
+
+
+def _or_empty(value: object) -> object:
+    return "" if value is None else value
 
 
 def _parse_tsv(line: str) -> Fields:

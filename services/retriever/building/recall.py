@@ -110,7 +110,7 @@ def read_questions(path: Path, num_queries: int = NUM_QUERIES) -> list[str]:
     for number, line in enumerate(_lines(path), start=1):
         try:
             question = json.loads(line)["question"]
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, RecursionError, KeyError, TypeError) as error:
             raise InvalidInput(f"queries: {path}:{number}: no JSON object with a `question`: {error!r}") from None
         questions.append(str(question))
     if not questions:

@@ -24,6 +24,7 @@ def ignore(stage: str, done: int, total: int) -> None: ...
     [
         ('{"id": "7", "title": "Rome", "text": "A city."}', ("7", "Rome", "A city.")),
         ('{"id": 7, "text": "A city.", "source": "wiki"}', ("7", "", "A city.")),
+        ('{"id": "7", "title": null, "text": "A city.", "url": null}', ("7", "", "A city.")),
         ('{"id": "7", "contents": "\\"Rome\\"\\nA city.\\nIn Italy."}', ("7", "Rome", "A city.\nIn Italy.")),
         ('{"id": "7", "contents": "Rome\\nA city."}', ("7", "Rome", "A city.")),
     ],
@@ -68,6 +69,10 @@ def test_a_gzipped_corpus_reads_like_a_plain_one(tmp_path: Path, write_corpus: C
         (b'{"text": "x"}', "must be strings"),
         (b'{"id": true, "text": "x"}', "must be strings"),
         (b'{"id": "", "text": "x"}', "empty"),
+        (b'{"id": "2", "text": "x", "title": 0}', "must be strings"),
+        (b'{"id": "2", "text": "x", "title": []}', "must be strings"),
+        (b'{"id": "2", "text": "x", "url": false}', "must be strings"),
+        pytest.param(b"[" * 100_000, "not JSON: maximum recursion depth", id="nested too deep"),
         (b'{"id": "a\\tb", "text": "x"}', "a tab or a line break"),
         (b'{"id": "2", "title": " ", "text": ""}', "neither title nor text"),
         (b'{"id": "2", "text": "caf\xe9"}', "not UTF-8"),
@@ -83,6 +88,16 @@ def test_a_bad_line_is_refused_with_file_and_line(tmp_path: Path, line: bytes, c
 
     assert f"{path}:2: " in str(refused.value)
     assert complaint in str(refused.value)
+
+
+def test_brackets_that_are_nested_too_deep_are_one_bad_line(tmp_path: Path) -> None:
+    path, skipped = tmp_path / "c.jsonl", list[str]()
+    path.write_text("[" * 100_000 + '\n{"id": "1", "text": "fine"}\n')
+
+    passages = list(read_passages(path, on_bad_line=skipped.append))
+
+    assert [passage.id for passage in passages] == ["1"]
+    assert [line.split(": ")[0] for line in skipped] == [f"{path}:1"]
 
 
 def test_a_tsv_line_without_a_tab_is_refused(tmp_path: Path) -> None:
