@@ -51,9 +51,19 @@ from services.retriever.encoders.export import encoder_folder
 from services.retriever.encoders.known import EncoderChoice
 from services.retriever.encoders.opening import open_encoder
 from services.retriever.encoders.protocol import Encoder, Vectors
-from services.retriever.index.bm25 import BM25_FOLDER, write_bm25
-from services.retriever.index.dense import CODES_FOLDER, HALF_VECTORS_FILE, VECTORS_FILE, open_nearest, write_vectors
+from services.retriever.index.bm25 import write_bm25
+from services.retriever.index.dense import open_nearest, write_vectors
 from services.retriever.index.exact import half_vectors, write_half_vectors
+from services.retriever.index.layout import (
+    BM25_FOLDER,
+    CODES_FOLDER,
+    ENCODER_FOLDER,
+    HALF_VECTORS_FILE,
+    OFFSETS_FILE,
+    RERANKER_CARD_FILE,
+    RERANKER_FOLDER,
+    VECTORS_FILE,
+)
 from services.retriever.index.manifest import (
     MANIFEST_FILE,
     Bm25Facts,
@@ -70,11 +80,10 @@ from services.retriever.index.manifest import (
     file_facts,
     note_verified,
 )
-from services.retriever.index.opening import ENCODER_FOLDER, RERANKER_FOLDER, open_index, reranked
-from services.retriever.index.passages import OFFSETS_FILE, PassageStore
+from services.retriever.index.opening import open_index, reranked
+from services.retriever.index.passages import PassageStore
 from services.retriever.index.protocol import Matrix
 from services.retriever.index.quantised import Quantised, train_codes, write_codes
-from services.retriever.index.rerank import CARD_FILE as RERANKER_CARD_FILE
 
 Block = TypeVar("Block", list[str], Vectors)
 BLOCK_PASSAGES = 1_024

@@ -16,8 +16,7 @@ from typing import BinaryIO, cast
 import numpy as np
 
 from searcher.contracts.errors import InvalidInput
-from services.retriever.index.manifest import SourceForm
-from services.retriever.index.passages import OFFSETS_FILE, PASSAGES_FILE
+from services.retriever.index.layout import OFFSETS_FILE, PASSAGES_FILE
 
 Progress = Callable[[str, int, int], None]
 """Called with (stage, done, total); `total` is constant within a stage."""

@@ -10,8 +10,8 @@ from searcher.files import file_sha256
 from services.retriever.building.kinds import VectorKind
 from services.retriever.encoders.card import EncoderCard, read_card
 from services.retriever.encoders.export import files_sha256
+from services.retriever.index.layout import RERANKER_CARD_FILE
 from services.retriever.index.manifest import RerankerCard
-from services.retriever.index.rerank import CARD_FILE as RERANKER_CARD_FILE
 from services.retriever.index.rerank import read_reranker_card
 
 Kind = VectorKind | Literal["bm25", "auto"]

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from searcher.contracts.errors import InvalidInput
-from services.retriever.index.manifest import MANIFEST_FILE, Manifest, read_manifest, verify
+from services.retriever.index.manifest import MANIFEST_FILE, Manifest, read_manifest, unlisted, verify
 
 REQUEST_FILE, STAGES_FILE = ".request.json", ".stages.json"
 """Of a build that is not finished; no part of the index, as their names say."""
@@ -31,8 +31,15 @@ def complete_index(folder: Path) -> Manifest | None:
 
 
 def refuse_other_content(out: Path) -> None:
+    """An index is replaced as a whole, so whatever else lay in its folder would be lost."""
     if out.exists() and not (out / MANIFEST_FILE).is_file() and (not out.is_dir() or any(out.iterdir())):
         raise InvalidInput(f"out: {out} exists and is not an index; name another folder")
+    try:
+        names = unlisted(out, read_manifest(out))
+    except InvalidInput:  # no manifest that can be read, so nobody knows what is the index' own
+        return
+    if names:
+        raise InvalidInput(f"out: {out / names[0]} is no part of the index there and would be lost; move it away")
 
 
 @contextmanager

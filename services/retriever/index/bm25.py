@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 
 from searcher.contracts.errors import InvalidInput
 from services.retriever import metrics
+from services.retriever.index.layout import BM25_FILES
 from services.retriever.index.manifest import Bm25Facts
 from services.retriever.index.protocol import NOTHING, Rows, Scores
 
-BM25_FOLDER = "bm25"
 _WORD = re.compile(r"\w+")
 _POSTING = np.dtype([("row", np.int32), ("word", np.int32), ("count", np.int32)])
 _BLOCK_TEXTS = 1_024
@@ -56,8 +56,9 @@ def write_bm25(texts: Iterator[str], folder: Path, *, facts: Bm25Facts) -> None:
         model.scores = {"data": nothing, "indices": nothing, "indptr": starts_V, "num_docs": num_passages}
         model.save(folder, show_progress=False)
         shape = (int(starts_V[-1]),)
-        scores_P = np.lib.format.open_memmap(folder / "data.csc.index.npy", mode="w+", dtype=np.float32, shape=shape)
-        rows_P = np.lib.format.open_memmap(folder / "indices.csc.index.npy", mode="w+", dtype=np.int32, shape=shape)
+        scores_at, rows_at, *_ = (folder / name for name in BM25_FILES)
+        scores_P = np.lib.format.open_memmap(scores_at, mode="w+", dtype=np.float32, shape=shape)
+        rows_P = np.lib.format.open_memmap(rows_at, mode="w+", dtype=np.int32, shape=shape)
         _write_postings(counted, starts_V, scores_P, rows_P, facts)
 
 

@@ -10,11 +10,10 @@ from services.retriever import metrics
 from services.retriever.encoders.protocol import Encoder, Vectors
 from services.retriever.index.exact import Flat, Fp16, half_vectors
 from services.retriever.index.gpu import GpuFlat, check_one_faiss, num_gpus
+from services.retriever.index.layout import CODES_FOLDER, HALF_VECTORS_FILE, VECTORS_FILE
 from services.retriever.index.manifest import DenseFacts, FlatFacts, Fp16Facts
 from services.retriever.index.protocol import Nearest, Rows, Scores
 from services.retriever.index.quantised import Quantised
-
-VECTORS_FILE, HALF_VECTORS_FILE, CODES_FOLDER = "vectors.npy", "vectors.fp16.faiss", "codes"
 
 
 def write_vectors(blocks: Iterator[Vectors], path: Path, *, num_passages: int, dim: int, dtype: str) -> None:

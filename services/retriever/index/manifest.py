@@ -7,7 +7,8 @@
     codes/…                            pqfs, rabitq, ivf
     reranker/…                         where one was asked for
 
-The sha256 of manifest.json names the build: it covers every other file by its own sha256.
+The sha256 of manifest.json names the build: it covers every other file by its own sha256. What begins with a dot is no
+part of an index.
 """
 
 import hashlib
@@ -23,7 +24,20 @@ from searcher.contracts.base import Contract
 from searcher.contracts.errors import InvalidInput
 from searcher.contracts.search import Recall
 from searcher.files import file_sha256
-from services.retriever.encoders.card import EncoderCard
+from services.retriever.encoders.card import CARD_FILE, MODEL_FILE, NEEDED_FILES, TOKENIZER_FILE, EncoderCard
+from services.retriever.index.layout import (
+    BM25_FILES,
+    BM25_FOLDER,
+    CODES_FOLDER,
+    ENCODER_FOLDER,
+    HALF_VECTORS_FILE,
+    OFFSETS_FILE,
+    PASSAGES_FILE,
+    RERANKER_CARD_FILE,
+    RERANKER_FOLDER,
+    VECTORS_FILE,
+    codes_file,
+)
 
 MANIFEST_FILE = "manifest.json"
 _VERIFIED_FILE = ".verified.json"
@@ -188,11 +202,18 @@ def manifest_sha256(folder: Path) -> str:
 
 
 def verify(folder: Path, manifest: Manifest) -> None:
-    """Compare the folder's files with the manifest. Raises InvalidInput that names the file and the difference.
+    """Compare the folder's files with the manifest: what the kind needs must be listed, what is listed must be there as
+    it was written, and nothing else may be. Raises InvalidInput that names the file and the difference.
 
     That a large file was hashed is noted beside it with its inode and times, which change when the file does. In a
     folder that cannot be written to, large files are hashed at every start.
     """
+    for name in _needed(manifest):
+        if name not in manifest.files:
+            at, kind = folder / MANIFEST_FILE, manifest.index.kind
+            raise InvalidInput(f"{at}: does not list {name}, which every {kind} index has; build the index again")
+    if names := unlisted(folder, manifest):
+        raise InvalidInput(f"{folder / names[0]}: is not in the manifest, so no part of this index; move it away")
     verified = _noted(folder)
     for name, facts in manifest.files.items():
         path = folder / name
@@ -206,6 +227,27 @@ def verify(folder: Path, manifest: Manifest) -> None:
         if file_sha256(path) != facts.sha256:
             raise InvalidInput(f"{path}: its sha256 is not the manifest's, so it was changed; build the index again")
     note_verified(folder, manifest)
+
+
+def unlisted(folder: Path, manifest: Manifest) -> list[str]:
+    return [name for name in _files_in(folder) if name not in manifest.files]
+
+
+def _needed(manifest: Manifest) -> list[str]:
+    """Files that every index of this kind has, at least."""
+    facts = manifest.index
+    needed = [PASSAGES_FILE, OFFSETS_FILE]
+    if isinstance(facts, Bm25Facts | HybridFacts):
+        needed += [f"{BM25_FOLDER}/{name}" for name in BM25_FILES]
+    dense = facts.dense if isinstance(facts, HybridFacts) else facts
+    if isinstance(dense, VectorFacts):
+        needed += [f"{ENCODER_FOLDER}/{name}" for name in (CARD_FILE, *NEEDED_FILES[dense.encoder.backend])]
+        needed.append(HALF_VECTORS_FILE if isinstance(dense, Fp16Facts) else VECTORS_FILE)
+    if isinstance(dense, QuantisedFacts):
+        needed.append(f"{CODES_FOLDER}/{codes_file(0)}")
+    if manifest.reranker:
+        needed += [f"{RERANKER_FOLDER}/{name}" for name in (RERANKER_CARD_FILE, TOKENIZER_FILE, MODEL_FILE)]
+    return needed
 
 
 def note_verified(folder: Path, manifest: Manifest) -> None:

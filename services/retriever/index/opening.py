@@ -6,9 +6,10 @@ from pathlib import Path
 from searcher.contracts.errors import InvalidInput
 from services.retriever.encoders.card import read_card
 from services.retriever.encoders.protocol import Encoder
-from services.retriever.index.bm25 import BM25_FOLDER, Bm25Index
+from services.retriever.index.bm25 import Bm25Index
 from services.retriever.index.dense import DenseIndex, open_nearest
 from services.retriever.index.hybrid import HybridIndex
+from services.retriever.index.layout import BM25_FOLDER, ENCODER_FOLDER, RERANKER_FOLDER
 from services.retriever.index.manifest import (
     MANIFEST_FILE,
     Bm25Facts,
@@ -20,8 +21,6 @@ from services.retriever.index.manifest import (
 from services.retriever.index.passages import PassageStore
 from services.retriever.index.protocol import Index
 from services.retriever.index.rerank import OnnxReranker, RerankedIndex, read_reranker_card
-
-ENCODER_FOLDER, RERANKER_FOLDER = "encoder", "reranker"
 
 EncoderOf = Callable[[Path], Encoder]
 """An encoder folder -> the encoder; a process that opens several indexes may give them one."""

@@ -12,7 +12,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-PASSAGES_FILE, OFFSETS_FILE = "passages.jsonl", "offsets.npy"
+from services.retriever.index.layout import OFFSETS_FILE, PASSAGES_FILE
 
 
 def searchable_text(title: str, text: str) -> str:

@@ -13,8 +13,10 @@ from typing import Any
 
 import numpy as np
 
+from searcher.contracts.errors import InvalidInput
 from services.retriever.encoders.protocol import Vectors
 from services.retriever.index.kernels import read_codes, search_threads, set_up_faiss
+from services.retriever.index.layout import codes_file
 from services.retriever.index.protocol import NOTHING, Matrix, Rows, Scores
 
 
@@ -28,7 +30,12 @@ class Quantised:
         self, folder: Path, vectors_ND: Matrix, *, candidates: int, num_probes: int | None, num_threads: int
     ) -> None:
         set_up_faiss(num_threads)
-        self._shards = [read_codes(path) for path in sorted(folder.iterdir())]
+        self._shards = [read_codes(path) for path in sorted(folder.glob("[0-9]*.faiss"))]
+        num_codes = sum(shard.ntotal for shard in self._shards)
+        if num_codes != len(vectors_ND):
+            raise InvalidInput(
+                f"{folder}: codes of {num_codes:,} vectors, and there are {len(vectors_ND):,}; build again"
+            )
         self._first_rows = [0, *accumulate(shard.ntotal for shard in self._shards)]
         self._vectors_ND, self.candidates = vectors_ND, candidates
         if isinstance(vectors_ND, np.memmap):
@@ -94,7 +101,7 @@ def write_codes(codes: Any, blocks: Iterator[Vectors], folder: Path, *, shard_ro
     shard, number = faiss.deserialize_index(trained), 0
 
     def write() -> None:
-        faiss.write_index(shard, os.fspath(folder / f"{number:03}.faiss"))
+        faiss.write_index(shard, os.fspath(folder / codes_file(number)))
 
     for block_ND in blocks:
         if shard.ntotal and shard.ntotal + len(block_ND) > shard_rows:

@@ -17,11 +17,11 @@ from searcher.contracts.errors import InvalidInput
 from services.retriever import metrics
 from services.retriever.encoders.card import MODEL_FILE, TOKENIZER_FILE
 from services.retriever.encoders.local import onnx_session
+from services.retriever.index.layout import RERANKER_CARD_FILE
 from services.retriever.index.manifest import RerankerCard
 from services.retriever.index.passages import PassageStore, searchable_text
 from services.retriever.index.protocol import NOTHING, Index, Rows, Scores
 
-CARD_FILE = "reranker.json"
 _BATCH_PAIRS = 16
 
 
@@ -32,7 +32,7 @@ class Reranker(Protocol):
 
 
 def read_reranker_card(folder: Path) -> RerankerCard:
-    path = folder / CARD_FILE
+    path = folder / RERANKER_CARD_FILE
     try:
         return RerankerCard.model_validate_json(path.read_bytes())
     except FileNotFoundError:

@@ -96,6 +96,18 @@ def test_a_folder_with_other_content_is_never_replaced(tmp_path: Path, write_cor
     assert (tmp_path / "thesis" / "chapter1.tex").read_text() == "Precious."
 
 
+def test_what_lies_in_an_index_and_is_no_part_of_it_is_not_lost(
+    tmp_path: Path, write_corpus: Callable[..., Path]
+) -> None:
+    build_index(write_corpus(), tmp_path / "index", kind="bm25")
+    (tmp_path / "index" / "notes.txt").write_text("Precious.")
+
+    with pytest.raises(InvalidInput, match=r"notes\.txt is no part of the index there"):
+        build_index(write_corpus(many_passages(3)), tmp_path / "index", kind="bm25")
+
+    assert (tmp_path / "index" / "notes.txt").read_text() == "Precious."
+
+
 @pytest.mark.parametrize(("kind", "encoder"), [("flat", None), ("bm25", "minilm")])
 def test_an_encoder_belongs_to_an_index_of_vectors_only(
     tmp_path: Path, write_corpus: Callable[..., Path], kind: Any, encoder: str | None

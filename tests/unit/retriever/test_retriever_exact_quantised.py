@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from searcher.contracts.errors import InvalidInput
 from services.retriever.index import kernels
 from services.retriever.index.exact import Flat, Fp16, best_of, half_vectors, write_half_vectors
 from services.retriever.index.protocol import NOTHING
@@ -137,6 +138,23 @@ def test_codes_in_shards_find_what_codes_in_one_file_find(tmp_path: Path) -> Non
     assert [path.name for path in sorted((tmp_path / "three").iterdir())] == ["000.faiss", "001.faiss", "002.faiss"]
     found = [set(map(tuple, np.sort(index.search(queries, 10)[1], axis=1).tolist())) for index in (one, three)]
     assert found[0] == found[1]
+
+
+def test_codes_that_are_not_of_all_vectors_are_refused(tmp_path: Path) -> None:
+    write_codes(train_codes("PQ4x4fs", VECTORS), iter(np.split(VECTORS, 6)), tmp_path / "codes", shard_rows=1_000)
+    (tmp_path / "codes" / "001.faiss").unlink()
+
+    with pytest.raises(InvalidInput, match="codes of 2,000 vectors, and there are 3,000"):
+        Quantised(tmp_path / "codes", VECTORS, candidates=1, num_probes=None, num_threads=1)
+
+
+def test_only_shards_are_read_of_the_folder_of_codes(tmp_path: Path) -> None:
+    write_codes(train_codes("PQ4x4fs", VECTORS), iter([VECTORS]), tmp_path / "codes", shard_rows=3_000)
+    (tmp_path / "codes" / ".nfs0001").write_bytes(b"left by a file system")
+
+    index = Quantised(tmp_path / "codes", VECTORS, candidates=40, num_probes=None, num_threads=1)
+
+    assert index.search(VECTORS[:1], 1)[1].tolist() == [[0]]
 
 
 def test_with_every_passage_a_candidate_a_quantised_index_is_exact(quantised: Quantised) -> None:

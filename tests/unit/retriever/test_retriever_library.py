@@ -73,6 +73,46 @@ def test_a_missing_file_is_named(index: Path, name: str) -> None:
         names(index)
 
 
+def unlist(folder: Path, *names: str) -> None:
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["files"] = {name: facts for name, facts in manifest["files"].items() if name not in names}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+@pytest.mark.parametrize("name", ["passages.jsonl", "offsets.npy", "bm25/params.index.json"])
+def test_a_manifest_that_does_not_list_what_its_kind_needs_is_refused(index: Path, name: str) -> None:
+    unlist(index, name)
+
+    with pytest.raises(InvalidInput, match=f"does not list {name}, which every bm25 index has"):
+        names(index)
+
+
+@pytest.mark.parametrize("name", ["encoder/encoder.json", "encoder/model.onnx", "vectors.npy", "codes/000.faiss"])
+def test_a_manifest_of_vectors_must_list_encoder_vectors_and_codes(
+    tmp_path: Path, write_corpus: Callable[..., Path], letter_encoder: Callable[..., Path], name: str
+) -> None:
+    source = write_corpus([{"id": str(number), "text": f"passage {number}"} for number in range(1_000)])
+    build_index(source, tmp_path / "index", kind="pqfs", encoder=str(letter_encoder()))
+    unlist(tmp_path / "index", name)
+
+    with pytest.raises(InvalidInput, match=f"does not list {name}, which every pqfs index has"):
+        names(tmp_path / "index")
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "bm25/more.npy"])
+def test_a_file_that_the_manifest_does_not_list_is_named(index: Path, name: str) -> None:
+    (index / name).write_text("not there when this was built")
+
+    with pytest.raises(InvalidInput, match=f"{name}: is not in the manifest"):
+        names(index)
+
+
+def test_hidden_files_are_no_part_of_an_index(index: Path) -> None:
+    (index / "bm25" / ".nfs0001").write_text("left by a file system")
+
+    assert names(index) == ["default"]
+
+
 def test_a_truncated_file_is_named(index: Path) -> None:
     path = index / "passages.jsonl"
     path.write_bytes(path.read_bytes()[:-1])
