@@ -150,10 +150,6 @@ def built(kind: VectorKind, vectors_ND: Vectors, tuning: Trial, path: Path, thre
     return index, tuned(index, tuning, wanted=_TUNED_TO, num_lists=lists)
 
 
-def compare(flat: Flat, index: Quantised, queries_QD: Vectors, rounds: int) -> list[list[float]]:
-    return alternate(rounds, lambda: ms(flat, queries_QD), lambda: ms(index, queries_QD))
-
-
 def ms(index: Flat | Quantised, queries_QD: Vectors) -> float:
     started = time.perf_counter()
     index.search(queries_QD, 10)
