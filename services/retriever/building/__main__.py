@@ -11,10 +11,8 @@ from typing import Any
 from searcher.contracts.errors import InvalidInput, SearcherError
 from services.retriever.building.build import build_index
 from services.retriever.building.corpus import Progress
+from services.retriever.building.options import add_encoder_options, add_skip_bad_lines, encoder_choice
 from services.retriever.building.request import KINDS, BuildOptions
-from services.retriever.encoders.card import Backend
-from services.retriever.encoders.known import KNOWN_MODELS, EncoderChoice
-from services.retriever.encoders.remote import Server
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -25,7 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 options.source,
                 options.out,
                 kind=options.kind,
-                encoder=_encoder(options),
+                encoder=encoder_choice(options),
                 options=BuildOptions(
                     encoder_cache=options.encoder_cache,
                     embeddings=options.embeddings,
@@ -59,35 +57,16 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("source", type=Path, help="JSONL or TSV, each may be gzipped")
     parser.add_argument("--out", type=Path, required=True, help="folder of the index")
     parser.add_argument("--kind", choices=KINDS, default="bm25")
-    parser.add_argument("--encoder", help=f"{', '.join(KNOWN_MODELS)}, or an encoder folder; for all kinds but bm25")
-    parser.add_argument("--encoder-checkpoint", type=Path, help="folder of a known encoder's Hugging Face files")
-    parser.add_argument("--encoder-backend", type=Backend, choices=list(Backend), help="default: the encoder's own")
-    parser.add_argument("--encoder-url", help="of an OpenAI-compatible server; ends where /embeddings begins")
-    parser.add_argument("--query-prefix", help="goes before queries, in place of the encoder's own")
-    parser.add_argument("--max-tokens", type=int, help="longer texts are cut, in place of the encoder's own length")
-    parser.add_argument("--encoder-cache", type=Path, help="where exported encoders are kept (default: beside --out)")
+    add_encoder_options(parser, cache="beside --out")
     parser.add_argument("--embeddings", type=Path, help="where vectors are kept by content (default: beside --out)")
     parser.add_argument("--hybrid", action="store_true", help="match words as well, joined by rank")
     parser.add_argument("--reranker", type=Path, help="folder of a cross-encoder that orders the best anew")
     parser.add_argument("--refine-dtype", choices=("float32", "float16"), default="float32")
     parser.add_argument("--recall", type=float, default=0.99, help="that a quantised index is tuned to (0.99)")
     parser.add_argument("--queries", type=Path, help="JSONL with questions to measure recall on")
-    parser.add_argument("--skip-bad-lines", action="store_true", help="count them instead of stopping at the first")
+    add_skip_bad_lines(parser)
     parser.add_argument("--threads", type=int, help="default: as many as the process may use cores")
     return parser
-
-
-def _encoder(options: argparse.Namespace) -> EncoderChoice | None:
-    if options.encoder is None:
-        return None
-    changes: dict[str, Any] = {"query_prefix": options.query_prefix, "max_tokens": options.max_tokens}
-    return EncoderChoice(
-        options.encoder,
-        checkpoint=options.encoder_checkpoint,
-        backend=options.encoder_backend,
-        server=Server(url=options.encoder_url) if options.encoder_url else None,
-        changes={name: value for name, value in changes.items() if value is not None},
-    )
 
 
 @contextmanager

@@ -25,7 +25,7 @@ import numpy as np
 
 from searcher.contracts.errors import InvalidInput
 from searcher.contracts.search import Recall
-from services.retriever.building.corpus import Progress, source_form, write_passages
+from services.retriever.building.corpus import BadLines, Progress, write_passages
 from services.retriever.building.embeddings import EmbeddingCache
 from services.retriever.building.kinds import (
     VectorKind,
@@ -88,7 +88,6 @@ from services.retriever.index.quantised import Quantised, train_codes, write_cod
 Block = TypeVar("Block", list[str], Vectors)
 BLOCK_PASSAGES = 1_024
 _GOLDEN_WORDS = 12
-_BAD_LINES_SHOWN = 10
 _TRAINING_ROWS = 65_536
 _TRAINING_ROWS_PER_LIST = 64
 
@@ -192,7 +191,7 @@ class _Build:
         if (self.folder / OFFSETS_FILE).exists() and "skipped_lines" in self._decided():
             self.say("going on with a build that was interrupted")
             return int(self._decided()["skipped_lines"])
-        bad_lines = _BadLines()
+        bad_lines = BadLines()
         write_passages(
             self.source,
             self.folder,
@@ -342,18 +341,6 @@ def training_sample(vectors_ND: Matrix, num_lists: int | None) -> Vectors:
     wanted = max(_TRAINING_ROWS, _TRAINING_ROWS_PER_LIST * (num_lists or 0))
     rows = np.random.default_rng(0).choice(len(vectors_ND), size=min(wanted, len(vectors_ND)), replace=False)
     return np.asarray(vectors_ND[np.sort(rows)], dtype=np.float32)
-
-
-class _BadLines:
-    """All are counted, the first are kept."""
-
-    def __init__(self) -> None:
-        self.count, self.first = 0, list[str]()
-
-    def __call__(self, message: str) -> None:
-        self.count += 1
-        if len(self.first) < _BAD_LINES_SHOWN:
-            self.first.append(message)
 
 
 def _bring_along(source: Path, folder: Path) -> None:

@@ -26,6 +26,7 @@ Fields = tuple[str, str, str] | tuple[str, str, str, str]
 """id, title, text, and url where the source has one."""
 _INT64 = struct.Struct("<q")
 _HASHES_AT_ONCE = 1_000_000
+_BAD_LINES_SHOWN = 10
 _LINE_BREAKS_OR_TABS = re.compile(r"[\t\n\r\v\f\x1c-\x1e\x85\u2028\u2029]")
 
 
@@ -173,6 +174,18 @@ def _without_csv_quotes(text: str) -> str:
         return text
     inside = text[1:-1]
     return inside.replace('""', '"') if '"' not in inside.replace('""', "") else text
+
+
+class BadLines:
+    """All are counted, the first are kept."""
+
+    def __init__(self) -> None:
+        self.count, self.first = 0, list[str]()
+
+    def __call__(self, message: str) -> None:
+        self.count += 1
+        if len(self.first) < _BAD_LINES_SHOWN:
+            self.first.append(message)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -29,7 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from searcher.contracts.errors import InvalidInput, SearcherError
-from services.retriever.building.corpus import read_passages
+from services.retriever.building.corpus import BadLines, SourcePassage, read_passages
 from services.retriever.encoders.card import EncoderCard
 from services.retriever.encoders.protocol import Encoder, Vectors
 from services.retriever.index.passages import searchable_text
@@ -174,26 +174,36 @@ def in_blocks(texts: Iterable[str], num_texts: int = BLOCK_TEXTS) -> Iterator[li
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    from services.retriever.building.options import add_encoder_options, add_skip_bad_lines, encoder_choice
     from services.retriever.encoders.export import encoder_folder
     from services.retriever.encoders.opening import open_encoder
 
     parser = argparse.ArgumentParser(prog="python -m services.retriever.building.embeddings", description=__doc__)
     parser.add_argument("sources", type=Path, nargs="+", metavar="CORPUS")
-    parser.add_argument("--encoder", required=True)
-    parser.add_argument("--encoder-cache", type=Path, help="where exported encoders are kept (default: in --into)")
+    add_encoder_options(parser, cache="in --into")
     parser.add_argument("--into", type=Path, required=True, help="folder of the embeddings")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--shard", type=_shard, default=(0, 1), metavar="I/N", help="of N processes, be number I (0 …)")
+    add_skip_bad_lines(parser)
     options = parser.parse_args(arguments)
+    choice = encoder_choice(options)
+    if choice is None:
+        parser.error("--encoder: whose vectors?")
+    bad_lines = BadLines()
     try:
-        folder = encoder_folder(options.encoder, options.encoder_cache or options.into / ".encoders")
+        folder = encoder_folder(choice, options.encoder_cache or options.into / ".encoders")
         encoder = open_encoder(folder, num_threads=options.threads)
         with EmbeddingCache(options.into, encoder.card) as cache:
             for source in options.sources:
-                _encode(source, cache, encoder, shard=options.shard)
+                passages = read_passages(source, on_bad_line=bad_lines if options.skip_bad_lines else None)
+                _encode(source.name, passages, cache, encoder, shard=options.shard)
     except SearcherError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2 if isinstance(error, InvalidInput) else 1
+    for line in bad_lines.first:
+        print(f"skipped {line}", file=sys.stderr)
+    if bad_lines.count:
+        print(f"{bad_lines.count:,} bad lines skipped", file=sys.stderr)
     return 0
 
 
@@ -204,14 +214,16 @@ def _shard(text: str) -> tuple[int, int]:
     return number, of
 
 
-def _encode(source: Path, cache: EmbeddingCache, encoder: Encoder, *, shard: tuple[int, int]) -> None:
+def _encode(
+    name: str, passages: Iterable[SourcePassage], cache: EmbeddingCache, encoder: Encoder, *, shard: tuple[int, int]
+) -> None:
     number, of = shard
     started, done = time.monotonic(), 0
-    texts = (searchable_text(passage.title, passage.text) for passage in read_passages(source))
+    texts = (searchable_text(passage.title, passage.text) for passage in passages)
     for vectors_ND in cache.encode_blocks(islice(in_blocks(texts), number, None, of), encoder):
         done += len(vectors_ND)
         seconds = time.monotonic() - started
-        print(f"{source.name}: {done:,} passages, {seconds:,.0f} s", file=sys.stderr, flush=True)
+        print(f"{name}: {done:,} passages, {seconds:,.0f} s", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from searcher.contracts.errors import InvalidInput
+from services.retriever.building.__main__ import main as build_main
 from services.retriever.building.embeddings import EmbeddingCache, in_blocks, main
 from services.retriever.encoders.card import EncoderCard, Pooling, read_card
 from services.retriever.encoders.export import encoder_folder
@@ -221,3 +222,38 @@ def test_a_corpus_is_encoded_ahead_in_shards_that_share_a_folder(
     assert missing() == [0, 1, 4, 5, 8, 9]  # blocks 1 and 3 of 5 were its own
     assert main([*command, "--shard", "0/2", "--threads", "1"]) == 0
     assert missing() == []
+
+
+def test_what_was_encoded_ahead_with_a_builds_options_is_all_that_the_build_needs(
+    tmp_path: Path,
+    write_corpus: Callable[..., Path],
+    letter_encoder: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    source = write_corpus()
+    source.write_text(source.read_text() + "not json\n")
+    shared = ["--encoder", str(letter_encoder()), "--max-tokens", "8", "--query-prefix", "q", "--skip-bad-lines"]
+    assert main([str(source), *shared, "--into", str(tmp_path / "kept"), "--threads", "1"]) == 0
+
+    def not_needed(*_: object) -> None:
+        raise AssertionError("all vectors are known")
+
+    monkeypatch.setattr(EmbeddingCache, "store", not_needed)
+    build = [str(source), *shared, "--embeddings", str(tmp_path / "kept"), "--threads", "1"]
+    assert build_main([*build, "--out", str(tmp_path / "index"), "--kind", "flat"]) == 0
+
+
+def test_encoding_ahead_says_what_it_skipped_and_stops_at_it_otherwise(
+    tmp_path: Path,
+    write_corpus: Callable[..., Path],
+    letter_encoder: Callable[..., Path],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    source = write_corpus()
+    source.write_text("not json\n" + source.read_text())
+    command = [str(source), "--encoder", str(letter_encoder()), "--into", str(tmp_path / "kept"), "--threads", "1"]
+
+    assert main(command) == 2
+    assert main([*command, "--skip-bad-lines"]) == 0
+
+    assert f"skipped {source}:1: not JSON" in capsys.readouterr().err

@@ -1,0 +1,36 @@
+"""Options of the command line that a build and encoding ahead of one have in common."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from services.retriever.encoders.card import Backend
+from services.retriever.encoders.known import KNOWN_MODELS, EncoderChoice
+from services.retriever.encoders.remote import Server
+
+
+def add_encoder_options(parser: argparse.ArgumentParser, *, cache: str) -> None:
+    parser.add_argument("--encoder", help=f"{', '.join(KNOWN_MODELS)}, or an encoder folder; for all kinds but bm25")
+    parser.add_argument("--encoder-checkpoint", type=Path, help="folder of a known encoder's Hugging Face files")
+    parser.add_argument("--encoder-backend", type=Backend, choices=list(Backend), help="default: the encoder's own")
+    parser.add_argument("--encoder-url", help="of an OpenAI-compatible server; ends where /embeddings begins")
+    parser.add_argument("--query-prefix", help="goes before queries, in place of the encoder's own")
+    parser.add_argument("--max-tokens", type=int, help="longer passages are cut, in place of the encoder's own length")
+    parser.add_argument("--encoder-cache", type=Path, help=f"where exported encoders are kept (default: {cache})")
+
+
+def encoder_choice(options: argparse.Namespace) -> EncoderChoice | None:
+    if options.encoder is None:
+        return None
+    changes: dict[str, Any] = {"query_prefix": options.query_prefix, "max_tokens": options.max_tokens}
+    return EncoderChoice(
+        options.encoder,
+        checkpoint=options.encoder_checkpoint,
+        backend=options.encoder_backend,
+        server=Server(url=options.encoder_url) if options.encoder_url else None,
+        changes={name: value for name, value in changes.items() if value is not None},
+    )
+
+
+def add_skip_bad_lines(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--skip-bad-lines", action="store_true", help="count them instead of stopping at the first")
