@@ -31,7 +31,7 @@ def build(
         str | None, typer.Option(help="Goes before queries.", show_default="the encoder's own")
     ] = None,
     max_tokens: Annotated[
-        int | None, typer.Option(help="Longer texts are cut.", min=8, show_default="the encoder's own")
+        int | None, typer.Option(help="Longer passages are cut.", min=8, show_default="the encoder's own")
     ] = None,
     embeddings: Annotated[
         Path | None, typer.Option(help="Where vectors are kept by content.", show_default=".embeddings beside --out")

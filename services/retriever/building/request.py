@@ -57,7 +57,7 @@ class Request:
     @property
     def sha256(self) -> str:
         facts = asdict(self) | {
-            "encoder": self.encoder and self.encoder.model_dump(mode="json"),
+            "encoder": self.encoder and self.encoder.model_dump(mode="json", exclude_none=True),
             "reranker": self.reranker and self.reranker.model_dump(mode="json"),
         }
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()

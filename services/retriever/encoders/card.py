@@ -64,7 +64,10 @@ class EncoderCard(Contract):
     query_prefix: str = ""
     passage_prefix: str = ""
     max_tokens: int = Field(ge=8)
-    """Longer texts are cut."""
+    """Longer passages are cut."""
+    query_max_tokens: int | None = Field(default=None, ge=8)
+    """Longer queries are cut; None: where passages are. R1-Searcher cuts passages only, and leaves queries at the
+    model's own length."""
     normalised: bool = True
     """Vectors have length 1, so the inner product is the cosine."""
     backend: Backend = Backend.ONNX

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import ValidationError
 
 from searcher.contracts.errors import InvalidInput
 from searcher.files import file_sha256
@@ -56,7 +57,7 @@ def encoder_folder(choice: EncoderChoice | str, cache: Path) -> Path:
         max_tokens=known.max_tokens,
         backend=backend,
     )
-    card = EncoderCard.model_validate(as_its_authors_say.model_dump() | choice.changes)
+    card = _changed(as_its_authors_say, choice)
     if backend is Backend.OPENAI_HTTP:
         return _remote(card, choice.server, known.hugging_face, cache)
     with _checkpoint(choice, known) as checkpoint:
@@ -65,13 +66,24 @@ def encoder_folder(choice: EncoderChoice | str, cache: Path) -> Path:
         return _made(card, cache, lambda folder: make(checkpoint, card, folder))
 
 
+def _changed(card: EncoderCard, choice: EncoderChoice) -> EncoderCard:
+    """Another `max_tokens` is said of passages: queries keep the length that they had."""
+    facts = card.model_dump() | {"query_max_tokens": card.query_max_tokens or card.max_tokens} | choice.changes
+    if facts["query_max_tokens"] == facts["max_tokens"]:
+        facts["query_max_tokens"] = None
+    try:
+        return EncoderCard.model_validate(facts)
+    except ValidationError as error:
+        raise InvalidInput(f"encoder: {error.errors()[0]['loc'][0]}: {error.errors()[0]['msg']}") from None
+
+
 def _given(choice: EncoderChoice, cache: Path) -> Path:
     folder = Path(choice.name)
     if not (folder / CARD_FILE).is_file():
         raise InvalidInput(
             f"encoder: {choice.name!r} is neither one of {', '.join(KNOWN_MODELS)} nor a folder with an {CARD_FILE}"
         )
-    card = EncoderCard.model_validate(read_card(folder).model_dump() | choice.changes)
+    card = _changed(read_card(folder), choice)
     for name in NEEDED_FILES[card.backend]:
         if not (folder / name).is_file():
             raise InvalidInput(f"{folder / name}: no such file, but the encoder's backend {card.backend} needs it")
@@ -122,7 +134,7 @@ def _made(card: EncoderCard, cache: Path, write: Callable[[Path], object], *, an
 
 
 def _identity(card: EncoderCard) -> str:
-    return hashlib.sha256(card.model_dump_json().encode()).hexdigest()[:12]
+    return hashlib.sha256(card.model_dump_json(exclude_none=True).encode()).hexdigest()[:12]
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -28,16 +28,17 @@ class LocalEncoder(ABC):
         self.card = read_card(folder)
         self._tokenizer = Tokenizer.from_file(str(folder / TOKENIZER_FILE))
         self._tokenizer.no_padding()
-        self._tokenizer.enable_truncation(self.card.max_tokens)
 
     def encode_queries(self, queries: Sequence[str]) -> Vectors:
-        return self._encode([self.card.query_prefix + query for query in queries])
+        texts = [self.card.query_prefix + query for query in queries]
+        return self._encode(texts, self.card.query_max_tokens or self.card.max_tokens)
 
     def encode_passages(self, passages: Sequence[str]) -> Vectors:
-        return self._encode([self.card.passage_prefix + passage for passage in passages])
+        return self._encode([self.card.passage_prefix + passage for passage in passages], self.card.max_tokens)
 
-    def _encode(self, texts: list[str]) -> Vectors:
+    def _encode(self, texts: list[str], max_tokens: int) -> Vectors:
         """Sorted by length, so that a batch holds little padding; returned in the order given."""
+        self._tokenizer.enable_truncation(max_tokens)
         tokens_N = [encoding.ids for encoding in self._tokenizer.encode_batch(texts)]
         order = sorted(range(len(texts)), key=lambda n: len(tokens_N[n]))
         vectors_ND = np.empty((len(texts), self.card.dim), dtype=np.float32)

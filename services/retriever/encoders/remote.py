@@ -65,13 +65,14 @@ class HttpEncoder:
         weakref.finalize(self, self._loop.call_soon_threadsafe, self._loop.stop)
 
     def encode_queries(self, queries: Sequence[str]) -> Vectors:
-        return self._encode([self.card.query_prefix + query for query in queries])
+        texts = [self.card.query_prefix + query for query in queries]
+        return self._encode(texts, self.card.query_max_tokens or self.card.max_tokens)
 
     def encode_passages(self, passages: Sequence[str]) -> Vectors:
-        return self._encode([self.card.passage_prefix + passage for passage in passages])
+        return self._encode([self.card.passage_prefix + passage for passage in passages], self.card.max_tokens)
 
-    def _encode(self, texts: list[str]) -> Vectors:
-        work = self._client.embed(texts, model=self._model, max_tokens=self.card.max_tokens)
+    def _encode(self, texts: list[str], max_tokens: int) -> Vectors:
+        work = self._client.embed(texts, model=self._model, max_tokens=max_tokens)
         vectors = asyncio.run_coroutine_threadsafe(work, self._loop).result()
         lengths = {len(vector) for vector in vectors}
         if lengths - {self.card.dim}:

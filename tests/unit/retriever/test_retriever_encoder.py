@@ -12,7 +12,7 @@ import stamina
 from searcher.clients.embeddings import EmbeddingsClient
 from searcher.contracts.errors import InvalidInput, SearcherError, UpstreamUnavailable
 from searcher.files import file_sha256
-from services.retriever.encoders.card import Backend, Pooling, read_card
+from services.retriever.encoders.card import Backend, EncoderCard, Pooling, read_card
 from services.retriever.encoders.export import encoder_folder
 from services.retriever.encoders.known import KNOWN_MODELS, EncoderChoice, KnownModel
 from services.retriever.encoders.local import OnnxEncoder, pool
@@ -44,6 +44,37 @@ def test_texts_are_cut_at_the_cards_length(letter_encoder: Callable[..., Path]) 
     cut, whole = encoder.encode_passages(["a" * 8 + "b" * 50, "a"])
 
     assert cut.tolist() == whole.tolist()
+
+
+def test_queries_may_be_cut_elsewhere_than_passages(letter_encoder: Callable[..., Path]) -> None:
+    encoder = OnnxEncoder(letter_encoder(max_tokens=8, query_max_tokens=10), num_threads=1)
+    text = "a" * 8 + "b" * 50
+
+    (query,), (passage,), (again,) = (
+        encode([text]) for encode in (encoder.encode_queries, encoder.encode_passages, encoder.encode_queries)
+    )
+
+    assert query[[A, B]].tolist() == pytest.approx([8 / 68**0.5, 2 / 68**0.5])
+    assert passage[[A, B]].tolist() == [1, 0]
+    assert again.tolist() == query.tolist()
+
+
+def test_another_length_of_passages_leaves_queries_at_the_models(
+    tmp_path: Path, letter_encoder: Callable[..., Path]
+) -> None:
+    def card(**changes: object) -> EncoderCard:
+        return read_card(encoder_folder(EncoderChoice(str(tmp_path / "letters"), changes=changes), tmp_path / "made"))
+
+    letter_encoder(max_tokens=16)
+
+    assert (card(max_tokens=10).max_tokens, card(max_tokens=10).query_max_tokens) == (10, 16)
+    assert card(max_tokens=16) == card()
+    assert card().query_max_tokens is None
+
+
+def test_a_length_that_no_encoder_can_have_is_refused(tmp_path: Path, letter_encoder: Callable[..., Path]) -> None:
+    with pytest.raises(InvalidInput, match="encoder: max_tokens: Input should be greater than or equal to 8"):
+        encoder_folder(EncoderChoice(str(letter_encoder()), changes={"max_tokens": 3}), tmp_path / "made")
 
 
 def test_prefixes_go_before_queries_and_passages_each(letter_encoder: Callable[..., Path]) -> None:
@@ -226,6 +257,20 @@ def test_a_server_is_asked_with_prefixes_and_its_vectors_are_normalised(tmp_path
     body = json.loads(asked[1].content)
     assert (body["model"], body["input"]) == ("intfloat/e5-small-v2", ["passage: x"])
     assert encoder.card.backend is Backend.OPENAI_HTTP
+
+
+def test_a_server_is_told_where_to_cut(tmp_path: Path) -> None:
+    told: list[int] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        told.append(json.loads(request.content)["truncate_prompt_tokens"])
+        return embeddings(lambda text: [1.0, 0.0])(request)
+
+    encoder = remote(tmp_path, answer, max_tokens=300)
+    encoder.encode_queries(["x"])
+    encoder.encode_passages(["x"])
+
+    assert told == [512, 300]
 
 
 def test_many_texts_are_asked_in_parts_and_come_back_in_order(tmp_path: Path) -> None:
