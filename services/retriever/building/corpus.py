@@ -17,6 +17,7 @@ import numpy as np
 
 from searcher.contracts.errors import InvalidInput
 from services.retriever.index.layout import OFFSETS_FILE, PASSAGES_FILE
+from services.retriever.index.manifest import SourceForm
 
 Progress = Callable[[str, int, int], None]
 """Called with (stage, done, total); `total` is constant within a stage."""
