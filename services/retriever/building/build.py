@@ -25,7 +25,7 @@ import numpy as np
 
 from searcher.contracts.errors import InvalidInput
 from searcher.contracts.search import Recall
-from services.retriever.building.corpus import Progress, source_form, write_passages
+from services.retriever.building.corpus import BadLines, Progress, source_form, write_passages
 from services.retriever.building.embeddings import EmbeddingCache
 from services.retriever.building.kinds import (
     VectorKind,
