@@ -190,7 +190,7 @@ class Engine:
             request.expired = True
             metrics.REJECTED.labels("expired").inc(len(missing))
             waited = self._clock() - request.since
-            raise Overloaded(f"not answered in {waited:.1f} s", retry_after_seconds=waited) from None
+            raise Overloaded(f"not answered in {waited:.2g} s", retry_after_seconds=waited) from None
         finally:
             for caller in callers.values():
                 caller.cancel()
