@@ -32,7 +32,7 @@ CONTENTS_CHARACTERS = 4_096
 _NAME: TypeAdapter[str] = TypeAdapter(Name)
 
 
-class _DropIn(BaseModel):
+class _Body(BaseModel):
     """Unknown fields are the clients' business, and lists may be longer than ours."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -52,30 +52,30 @@ _K = Annotated[int, Field(ge=1, le=100, strict=True)]
 _Flag = Annotated[bool, Field(strict=True)]
 
 
-class QueriesRequest(_DropIn):
+class QueriesRequest(_Body):
     queries: _Queries
     k: Annotated[_K, _default(3)] = 3
 
 
-class RetrieveRequest(_DropIn):
+class RetrieveRequest(_Body):
     queries: _Queries = Field(validation_alias=AliasChoices("queries", "query", "query_list"))
     topk: Annotated[_K, _default(3)] = Field(default=3, validation_alias=AliasChoices("topk", "k", "top_n"))
     return_scores: _Flag = False
 
 
-class AccessRequest(_DropIn):
+class AccessRequest(_Body):
     urls: Annotated[
         tuple[Annotated[str, Field(max_length=8_192)], ...], BeforeValidator(_listed), Field(max_length=4_096)
     ]
 
 
-class ReCallRequest(_DropIn):
+class ReCallRequest(_Body):
     query: _Queries
     top_n: Annotated[_K, _default(10)] = 10
     return_score: _Flag = False
 
 
-class QueryListRequest(_DropIn):
+class QueryListRequest(_Body):
     queries: _Queries = Field(validation_alias=AliasChoices("query_list", "queries"))
     k: Annotated[_K | tuple[_K, ...], _default(3)] = Field(default=3, validation_alias=AliasChoices("k", "topk"))
     return_scores: _Flag = True
@@ -102,48 +102,35 @@ class _Answers:
         ]
 
 
-def add_routes(app: FastAPI, backend: Callable[[], Backend], *, deadline_seconds: float) -> None:
-    async def find(call: Call, queries: Sequence[str], k_Q: Sequence[int]) -> _Answers:
-        asked = [q for q, query in enumerate(queries) if query.strip()]
-        answers = _Answers([()] * len(queries), [[] for _ in queries])
-        if asked:
-            ask = Ask(
-                queries=[queries[q] for q in asked],
-                k_Q=[k_Q[q] for q in asked],
-                corpus=_corpus(call),
-                deadline_seconds=call.deadline_seconds(deadline_seconds),
-                patient=not call.has_deadline,
-            )
-            found = await backend().search(ask)
-            answers.form = found.form
-            for q, numbers, lines in zip(asked, found.rows_Q, found.passages_Q, strict=True):
-                answers.numbers_Q[q] = numbers
-                answers.passages_Q[q] = [Passage.model_validate_json(line) for line in lines]
-        return answers
+class _DropIn:
+    """An answer per route: the body of a request -> the JSON that its clients read."""
 
-    async def queries(call: Call) -> bytes:
+    def __init__(self, backend: Callable[[], Backend], deadline_seconds: float) -> None:
+        self._backend, self._deadline_seconds = backend, deadline_seconds
+
+    async def queries(self, call: Call) -> bytes:
         body = _parse(QueriesRequest, _object(call.body))
-        found = await find(call, body.queries, [body.k] * len(body.queries))
+        found = await self._find(call, body.queries, [body.k] * len(body.queries))
         return _json({"queries": body.queries, "answers": found.numbered_lines()})
 
-    async def retrieve(call: Call) -> bytes:
+    async def retrieve(self, call: Call) -> bytes:
         body = _parse(RetrieveRequest, _object(call.body))
-        passages_Q = (await find(call, body.queries, [body.topk] * len(body.queries))).passages_Q
+        passages_Q = (await self._find(call, body.queries, [body.topk] * len(body.queries))).passages_Q
         shape = _scored_document if body.return_scores else _document
         return _json({"result": [[shape(passage) for passage in passages] for passages in passages_Q]})
 
-    async def access(call: Call) -> bytes:
+    async def access(self, call: Call) -> bytes:
         body = _parse(AccessRequest, _object(call.body))
-        deadline = call.deadline_seconds(deadline_seconds)
-        pages = await backend().pages(body.urls, _corpus(call), deadline_seconds=deadline)
+        deadline = call.deadline_seconds(self._deadline_seconds)
+        pages = await self._backend().pages(body.urls, _corpus(call), deadline_seconds=deadline)
         return _json({"result": [page and _page(Passage.model_validate_json(page)) for page in pages]})
 
-    async def search(call: Call) -> bytes:
+    async def search(self, call: Call) -> bytes:
         fields = _object(call.body)
         if "query" in fields:
-            return await recalled(call, fields)
+            return await self._recalled(call, fields)
         body = _parse(QueryListRequest, fields)
-        passages_Q = (await find(call, body.queries, body.k_per_query())).passages_Q
+        passages_Q = (await self._find(call, body.queries, body.k_per_query())).passages_Q
         return _json(
             {
                 "result": [
@@ -153,26 +140,50 @@ def add_routes(app: FastAPI, backend: Callable[[], Backend], *, deadline_seconds
             }
         )
 
-    async def batch_search(call: Call) -> bytes:
-        return await recalled(call, _object(call.body))
+    async def batch_search(self, call: Call) -> bytes:
+        return await self._recalled(call, _object(call.body))
 
-    async def recalled(call: Call, fields: dict[str, Any]) -> bytes:
+    async def _find(self, call: Call, queries: Sequence[str], k_Q: Sequence[int]) -> _Answers:
+        asked = [q for q, query in enumerate(queries) if query.strip()]
+        answers = _Answers([()] * len(queries), [[] for _ in queries])
+        if asked:
+            ask = Ask(
+                queries=[queries[q] for q in asked],
+                k_Q=[k_Q[q] for q in asked],
+                corpus=_corpus(call),
+                deadline_seconds=call.deadline_seconds(self._deadline_seconds),
+                patient=not call.has_deadline,
+            )
+            found = await self._backend().search(ask)
+            answers.form = found.form
+            for q, numbers, lines in zip(asked, found.rows_Q, found.passages_Q, strict=True):
+                answers.numbers_Q[q] = numbers
+                answers.passages_Q[q] = [Passage.model_validate_json(line) for line in lines]
+        return answers
+
+    async def _recalled(self, call: Call, fields: dict[str, Any]) -> bytes:
         body = _parse(ReCallRequest, fields)
-        passages_Q = (await find(call, body.query, [body.top_n] * len(body.query))).passages_Q
+        passages_Q = (await self._find(call, body.query, [body.top_n] * len(body.query))).passages_Q
         documents_Q = [[_bare_document(passage) for passage in passages] for passages in passages_Q]
         scores_Q = [[passage.score for passage in passages] for passages in passages_Q]
         is_one = isinstance(fields["query"], str)
         documents, scores = (documents_Q[0], scores_Q[0]) if is_one else (documents_Q, scores_Q)
         return _json([documents, scores] if body.return_score else documents)
 
+
+def add_routes(app: FastAPI, backend: Callable[[], Backend], *, deadline_seconds: float) -> None:
+    routes = _DropIn(backend, deadline_seconds)
+
     def add(path: str, answer: Callable[[Call], Awaitable[bytes]], body: type[BaseModel], summary: str) -> None:
         add_post(app, path, answer, body=body, response=Any, summary=summary, tags=["drop-in"])
 
-    add("/queries", queries, QueriesRequest, "R1-Searcher's retriever")
-    add("/retrieve", retrieve, RetrieveRequest, "Search-R1's retriever, as verl, SkyRL and ASearcher call it")
-    add("/access", access, AccessRequest, "ASearcher's pages by address")
-    add("/search", search, QueryListRequest, "ReCall's and SearchAgentReview's retriever, told apart by the body")
-    add("/batch_search", batch_search, ReCallRequest, "ReCall's retriever, many queries")
+    add("/queries", routes.queries, QueriesRequest, "R1-Searcher's retriever")
+    add("/retrieve", routes.retrieve, RetrieveRequest, "Search-R1's retriever, as verl, SkyRL and ASearcher call it")
+    add("/access", routes.access, AccessRequest, "ASearcher's pages by address")
+    add(
+        "/search", routes.search, QueryListRequest, "ReCall's and SearchAgentReview's retriever, told apart by the body"
+    )
+    add("/batch_search", routes.batch_search, ReCallRequest, "ReCall's retriever, many queries")
 
     @app.get("/health", tags=["drop-in"], summary="ReCall's and SearchAgentReview's health check")
     async def health() -> dict[str, object]:
