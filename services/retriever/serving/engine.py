@@ -23,14 +23,12 @@ from services.retriever.index.protocol import NOTHING
 from services.retriever.serving.cache import HitCache, Hits, Key, SharedCache, cache_key
 from services.retriever.serving.lanes import Lanes, Request, Waiting
 from services.retriever.serving.library import Corpus
+from services.retriever.serving.pace import Pace
 
 log = structlog.get_logger()
 
 T = TypeVar("T")
 
-_COST_SMOOTHING = 0.2
-"""Weight of a full batch in the estimated cost of a query; a smaller batch counts less. A query alone costs more than
-one of many, and it is when many wait that the estimate decides."""
 _PART_OF_DEADLINE = 0.8
 """Hits must be there this early: batches vary, and the answer is still to be written and to be read."""
 _LOOK_AGAIN_SECONDS = 0.05
@@ -72,8 +70,7 @@ class Engine:
         self._errands: list[_Errand] = []
         self._flights: dict[Key, Waiting] = {}
         self._lookups: set[asyncio.Task[None]] = set()
-        self._in_hand, self._busy_since = 0, 0.0
-        self._seconds_per_query, self._queries_per_batch = 0.0, 1.0
+        self.pace = Pace(max_batch)
         self._proven_at = float("-inf")
         self._closing = False
         self._changed = threading.Lock()
@@ -106,17 +103,13 @@ class Engine:
         """Raises NotReady if nobody would answer."""
         if self._closing or not self._thread.is_alive():
             raise NotReady("the search engine is not running")
-        if self._in_hand and self._clock() - self._busy_since > _STUCK_SECONDS:
-            raise NotReady(f"one search has been running for {self._clock() - self._busy_since:.0f} s")
+        if (seconds := self.pace.busy_seconds(self._clock())) > _STUCK_SECONDS:
+            raise NotReady(f"one search has been running for {seconds:.0f} s")
 
     @property
     def is_proven(self) -> bool:
         """A search succeeded a moment ago."""
         return self._clock() - self._proven_at < _PROOF_SECONDS
-
-    def expect(self, seconds_per_query: float) -> None:
-        """What a query of a full batch costs, measured elsewhere: the first batches are small and cold."""
-        self._seconds_per_query = max(self._seconds_per_query, seconds_per_query)
 
     def prove(self) -> None:
         """The golden query succeeded."""
@@ -242,9 +235,7 @@ class Engine:
         while True:
             ahead, seconds = self._estimate_wait(bulk=request.bulk)
             remaining = request.deadline - self._clock()
-            # A query is answered with its whole batch, which others join until it is taken.
-            with_it = max(num_queries, self._queries_per_batch) * self._seconds_per_query
-            if not ahead or seconds + with_it <= _PART_OF_DEADLINE * remaining:
+            if not ahead or seconds + self.pace.seconds_for(num_queries) <= _PART_OF_DEADLINE * remaining:
                 return
             if not patient or remaining <= _LOOK_AGAIN_SECONDS:
                 metrics.REJECTED.labels("overloaded").inc(num_queries)
@@ -254,12 +245,7 @@ class Engine:
     def _estimate_wait(self, *, bulk: bool) -> tuple[int, float]:
         """Queries ahead of one that arrives now, and seconds until it is its turn."""
         ahead = self._lanes.ahead(bulk=bulk)
-        in_hand = 0.0
-        if self._in_hand:
-            # What is late already may be late as long again; a search that hangs is never done.
-            expected, taken = self._in_hand * self._seconds_per_query, self._clock() - self._busy_since
-            in_hand = abs(expected - taken)
-        return ahead + self._in_hand, ahead * self._seconds_per_query + in_hand
+        return ahead + self.pace.in_hand, self.pace.seconds_until(ahead, self._clock())
 
     def _settle(self, jobs: Sequence[Waiting], outcomes: Sequence[Hits | Exception]) -> None:
         """Hand over to all callers. Called in the event loop."""
@@ -302,7 +288,7 @@ class Engine:
         while self._wait():
             self._do_errands()
             wanted = self._wanted(self._take())
-            self._in_hand = len(wanted)
+            self.pace.in_hand = len(wanted)
             for (corpus, k), jobs in _alike(wanted).items():
                 self._answer(corpus, k, jobs)
 
@@ -319,7 +305,7 @@ class Engine:
     def _take(self) -> list[Waiting]:
         with self._changed:
             batch = self._lanes.take()
-            self._in_hand, self._busy_since = len(batch), self._clock()
+            self.pace.take(len(batch), self._clock())
             return batch
 
     def _do_errands(self) -> None:
@@ -336,17 +322,17 @@ class Engine:
     def _wanted(self, batch: list[Waiting]) -> list[Waiting]:
         """Without those that nobody waits for any more, and those whose deadline will be over when the batch is done:
         they are dropped before they cost anything. Unless that were all: an estimate that is wrong must be mended."""
-        done_at = self._busy_since + len(batch) * self._seconds_per_query
+        taken_at, done_at = self.pace.busy_since, self.pace.done_at(len(batch))
         wanted, too_late = list[Waiting](), list[Waiting]()
         for job in batch:
-            metrics.QUEUE_SECONDS.observe(self._busy_since - job.since)
+            metrics.QUEUE_SECONDS.observe(taken_at - job.since)
             if job.is_left:
                 self._loop.call_soon_threadsafe(self._give_up, job, float("-inf"))
             elif job.is_begun or done_at <= job.deadline:
                 wanted.append(job)
             else:
                 too_late.append(job)
-        if not wanted and too_late and self._busy_since <= too_late[0].deadline:
+        if not wanted and too_late and taken_at <= too_late[0].deadline:
             wanted.append(too_late.pop(0))
         for job in too_late:
             self._loop.call_soon_threadsafe(self._give_up, job, job.deadline)
@@ -355,7 +341,7 @@ class Engine:
         return wanted
 
     def _answer(self, corpus: Corpus, k: int, jobs: list[Waiting]) -> None:
-        self._busy_since = self._clock()
+        self.pace.busy_since = self._clock()
         try:
             hits = _search(corpus, k, jobs)
         except Exception as error:  # each caller gets it, and the thread lives on
@@ -372,12 +358,8 @@ class Engine:
                 self._loop.call_soon_threadsafe(self._share, jobs, hits)
 
     def _learn(self, num_queries: int) -> None:
-        """What a query costs. Before their callers are told, lest they find themselves still waiting."""
-        cost, known = (self._clock() - self._busy_since) / num_queries, self._seconds_per_query
-        weight = _COST_SMOOTHING * num_queries / self._lanes.max_batch
-        self._seconds_per_query = known + weight * (cost - known) if known else cost
-        self._queries_per_batch += _COST_SMOOTHING * (num_queries - self._queries_per_batch)
-        self._in_hand -= num_queries
+        """Before their callers are told, lest they find themselves still waiting."""
+        self.pace.learn(num_queries, self._clock())
         metrics.BATCH_QUERIES.observe(num_queries)
 
 

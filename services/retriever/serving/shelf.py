@@ -51,7 +51,7 @@ class Shelf:
         self._seen = {name: _identity(location) for name, location in self._locations.items()}
         self._corpora = dict(self.library.open_all(self.index_dir))
         for corpus in set(self._corpora.values()):
-            self.engine.expect(_seconds_per_query(corpus, self.engine.max_batch))
+            self.engine.pace.expect(_seconds_per_query(corpus, self.engine.max_batch))
         self.engine.start()
         if self.watch_seconds:
             self._watcher = asyncio.create_task(self._watch())

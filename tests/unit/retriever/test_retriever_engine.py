@@ -281,7 +281,7 @@ async def test_a_query_is_refused_at_once_when_its_deadline_cannot_be_kept(
 
 async def test_a_small_batch_says_little_about_what_queries_of_a_large_one_cost(corpus: Corpus, toy: ToyIndex) -> None:
     engine = engine_of(toy, max_batch=10)
-    engine.expect(1.0)
+    engine.pace.expect(1.0)
     toy.let_go.set()
     toy.seconds_per_search = 51.0
     await ask(engine, corpus, "1")  # weighs a tenth of 0.2: 1 + 0.02 * (51 - 1) = 2 s
