@@ -18,11 +18,12 @@ from numpy.typing import NDArray
 from services.retriever.encoders.protocol import Vectors
 from services.retriever.index.kernels import (
     CALIBRATION_K,
+    Threads,
     crossover,
     read_codes,
     sample_of,
-    search_threads,
     set_up_faiss,
+    use_threads,
 )
 from services.retriever.index.products import Products
 from services.retriever.index.protocol import Matrix, Rows, Scores
@@ -33,8 +34,7 @@ class Flat:
     bounds. Many are multiplied with it, which the arithmetic bounds. Where that begins to win is measured at start."""
 
     def __init__(self, vectors_ND: Vectors, *, num_threads: int) -> None:
-        self._vectors_ND, self._num_threads = vectors_ND, num_threads
-        self._threads = search_threads(num_threads)
+        self._vectors_ND, self._threads = vectors_ND, Threads(num_threads)
         self._products = Products(vectors_ND.shape[1], "float32", num_threads=num_threads)
         set_up_faiss(num_threads)
         sample_ND = sample_of(vectors_ND)
@@ -53,7 +53,7 @@ class Flat:
         """faiss' own way of sharing one query among threads is slower than one thread."""
         import faiss
 
-        shares = np.linspace(0, len(vectors_ND), self._num_threads + 1).astype(int).tolist()
+        limits = np.linspace(0, len(vectors_ND), self._threads.num_threads + 1).astype(int).tolist()
 
         def scan_share(share: tuple[int, int]) -> tuple[Scores, Rows]:
             start, stop = share
@@ -61,15 +61,14 @@ class Flat:
             found = faiss.knn(queries_QD, part_ND, min(k, len(part_ND)), metric=faiss.METRIC_INNER_PRODUCT)
             return found[0], found[1] + start
 
-        found = self._threads.map(scan_share, [share for share in pairwise(shares) if share[1] > share[0]])
-        return best_of(list(found), k)
+        return best_of(self._threads.each(scan_share, [share for share in pairwise(limits) if share[1] > share[0]]), k)
 
 
 class Fp16:
     """Codes are 16-bit floats. A few queries scan them as they are; for many they are widened block by block."""
 
     def __init__(self, path: Path, *, num_threads: int) -> None:
-        self._codes = read_codes(path)
+        self._codes, self._num_threads = read_codes(path), num_threads
         self._vectors_ND = half_vectors(path, dim=self._codes.d)
         self._products = Products(self._codes.d, "float16", num_threads=num_threads)
         set_up_faiss(num_threads)
@@ -86,6 +85,7 @@ class Fp16:
         k = min(k, len(self._vectors_ND))
         if len(queries_QD) >= self.product_from_queries:
             return self._products.search(queries_QD, self._vectors_ND, k)
+        use_threads(self._num_threads)
         scores_QK, rows_QK = self._codes.search(queries_QD, k)
         return scores_QK, rows_QK
 

@@ -3,7 +3,8 @@
 # Q = queries, N = passages, D = dimensions
 import os
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,7 +18,8 @@ from services.retriever.index.products import BLOCK_ROWS
 from services.retriever.index.protocol import Matrix
 
 AnyMatrix = TypeVar("AnyMatrix", NDArray[np.float32], NDArray[np.float16])
-
+Part = TypeVar("Part")
+Found = TypeVar("Found")
 
 _ALWAYS_SCAN = 2**31 - 1
 """Queries x dimensions up to which faiss scans. Its own switch to products is not used, see `products`."""
@@ -30,8 +32,15 @@ CALIBRATION_K = 10
 def set_up_faiss(num_threads: int) -> None:
     import faiss
 
-    faiss.omp_set_num_threads(num_threads)
+    use_threads(num_threads)
     faiss.cvar.distance_compute_blas_threshold = _ALWAYS_SCAN
+
+
+def use_threads(num_threads: int) -> None:
+    """How many threads share a call of faiss from this thread: OpenMP keeps that number for every thread apart."""
+    import faiss
+
+    faiss.omp_set_num_threads(num_threads)
 
 
 def read_codes(path: Path) -> Any:
@@ -41,11 +50,36 @@ def read_codes(path: Path) -> Any:
     return faiss.read_index(os.fspath(path), faiss.IO_FLAG_MMAP_IFC)
 
 
-def search_threads(num_threads: int) -> ThreadPoolExecutor:
-    """Each for a share of its own, which faiss shall not share out again: the number is the calling thread's."""
-    import faiss
+class Threads:
+    """Parts of a search, each on one thread. The calling thread works too: it need not be woken."""
 
-    return ThreadPoolExecutor(num_threads, "search", initializer=faiss.omp_set_num_threads, initargs=(1,))
+    def __init__(self, num_threads: int) -> None:
+        self.num_threads = num_threads
+        others = max(1, num_threads - 1)
+        self._others = ThreadPoolExecutor(others, "search", initializer=use_threads, initargs=(1,))
+
+    def each(self, search: Callable[[Part], Found], parts: Sequence[Part]) -> list[Found]:
+        """What was found in each part, in their order. Whoever is done takes the next."""
+        left, found = deque(enumerate(parts)), dict[int, Found]()
+
+        def take_parts() -> None:
+            while True:
+                try:
+                    number, part = left.popleft()
+                except IndexError:
+                    return
+                found[number] = search(part)
+
+        helping = [self._others.submit(take_parts) for _ in range(min(self.num_threads, len(parts)) - 1)]
+        use_threads(1)
+        try:
+            take_parts()
+        finally:
+            use_threads(self.num_threads)
+        for helper in helping:
+            if not helper.cancel():  # it began, or is done
+                helper.result()
+        return [found[number] for number in range(len(parts))]
 
 
 _measured: dict[tuple[str, int], int] = {}

@@ -15,7 +15,7 @@ import numpy as np
 
 from searcher.contracts.errors import InvalidInput
 from services.retriever.encoders.protocol import Vectors
-from services.retriever.index.kernels import read_codes, search_threads, set_up_faiss
+from services.retriever.index.kernels import Threads, read_codes, set_up_faiss, use_threads
 from services.retriever.index.layout import codes_file
 from services.retriever.index.protocol import NOTHING, Matrix, Rows, Scores
 
@@ -36,12 +36,12 @@ class Quantised:
             raise InvalidInput(
                 f"{folder}: codes of {num_codes:,} vectors, and there are {len(vectors_ND):,}; build again"
             )
-        self._first_rows = [0, *accumulate(shard.ntotal for shard in self._shards)]
+        self._first_rows = [0, *accumulate(shard.ntotal for shard in self._shards[:-1])]
         self._vectors_ND, self.candidates = vectors_ND, candidates
         if isinstance(vectors_ND, np.memmap):
             # Candidates lie all over the file: reading on behind each would fetch a hundred times what is needed.
             vectors_ND._mmap.madvise(mmap.MADV_RANDOM)  # type: ignore[attr-defined]
-        self._threads = search_threads(num_threads) if len(self._shards) > 1 else None
+        self._threads = Threads(num_threads)
         if num_probes is not None:
             self.probe(num_probes)
 
@@ -60,15 +60,18 @@ class Quantised:
         return np.take_along_axis(scores_QC, order_QK, axis=1), np.take_along_axis(rows_QC, order_QK, axis=1)
 
     def _find(self, queries_QD: Vectors, num_candidates: int) -> Rows:
-        if self._threads is None:
+        if len(self._shards) == 1:
+            use_threads(self._threads.num_threads)
             rows_QC: Rows = self._shards[0].search(queries_QD, num_candidates)[1]
             return rows_QC
 
-        def find(shard: Any, first_row: int) -> tuple[Scores, Rows]:
+        def find(part: tuple[Any, int]) -> tuple[Scores, Rows]:
+            shard, first_row = part
             scores_QC, rows_QC = shard.search(queries_QD, min(num_candidates, shard.ntotal))
             return scores_QC, np.where(rows_QC == NOTHING, NOTHING, rows_QC + first_row)
 
-        scores_parts, rows_parts = zip(*self._threads.map(find, self._shards, self._first_rows), strict=True)
+        parts = list(zip(self._shards, self._first_rows, strict=True))
+        scores_parts, rows_parts = zip(*self._threads.each(find, parts), strict=True)
         scores_QC, rows_QC = np.concatenate(scores_parts, axis=1), np.concatenate(rows_parts, axis=1)
         best_QC = np.argpartition(-scores_QC, num_candidates - 1, axis=1)[:, :num_candidates]
         return np.asarray(np.take_along_axis(rows_QC, best_QC, axis=1))

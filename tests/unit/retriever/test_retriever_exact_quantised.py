@@ -1,4 +1,8 @@
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import faiss
 import numpy as np
@@ -8,6 +12,7 @@ from numpy.typing import NDArray
 from searcher.contracts.errors import InvalidInput
 from services.retriever.index import kernels
 from services.retriever.index.exact import Flat, Fp16, best_of, half_vectors, write_half_vectors
+from services.retriever.index.kernels import Threads
 from services.retriever.index.protocol import NOTHING
 from services.retriever.index.quantised import Quantised, train_codes, write_codes
 
@@ -178,3 +183,43 @@ def test_a_list_that_is_too_short_ends_with_nothing(tmp_path: Path) -> None:
         assert 0 < real.sum() < 2_000
         assert not real[real.sum() :].any()
         assert np.isneginf(score[~real]).all()
+
+
+@pytest.mark.parametrize("num_shards", [1, 3])
+def test_whichever_thread_searches_faiss_uses_no_more_threads_than_the_index_may(
+    num_shards: int, tmp_path: Path
+) -> None:
+    shard_rows = len(VECTORS) // num_shards
+    write_codes(train_codes("PQ4x4fs", VECTORS), iter(np.split(VECTORS, 6)), tmp_path / "codes", shard_rows=shard_rows)
+    index = Quantised(tmp_path / "codes", VECTORS, candidates=5, num_probes=None, num_threads=1)
+    index._shards = [_Watched(shard) for shard in index._shards]
+    with ThreadPoolExecutor(1, initializer=faiss.omp_set_num_threads, initargs=(7,)) as engine:
+        engine.submit(index.search, VECTORS[:1], 1).result()
+
+    assert [shard.num_threads for shard in index._shards] == [1] * num_shards
+
+
+class _Watched:
+    def __init__(self, shard: Any) -> None:
+        self.shard, self.ntotal, self.num_threads = shard, shard.ntotal, 0
+
+    def search(self, *asked: Any) -> Any:
+        self.num_threads = faiss.omp_get_max_threads()
+        return self.shard.search(*asked)
+
+
+def test_parts_of_a_search_are_in_order_and_a_failure_in_any_thread_is_raised() -> None:
+    threads, used = Threads(3), set[int]()
+
+    def double(part: int) -> int:
+        used.add(threading.get_ident())
+        time.sleep(0.01)
+        if part == 99:
+            raise ValueError("part 99")
+        return 2 * part
+
+    assert threads.each(double, range(20)) == [2 * part for part in range(20)]
+    assert threading.get_ident() in used and len(used) == 3
+    for place in range(3):
+        with pytest.raises(ValueError, match="part 99"):
+            threads.each(double, [99 if n == place else n for n in range(3)])
