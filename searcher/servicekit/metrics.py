@@ -58,7 +58,8 @@ class MetricsMiddleware:
 
     def __init__(self, app: ASGIApp, *, service: str) -> None:
         self.app, self.service = app, service
-        self._in_flight = IN_FLIGHT.labels(service)
+        self._in_flight = 0
+        IN_FLIGHT.labels(service).set_function(lambda: self._in_flight)
         self._children: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -73,12 +74,13 @@ class MetricsMiddleware:
                 code = message["status"]
             await send(message)
 
-        with self._in_flight.track_inprogress():
-            try:
-                await self.app(scope, receive, observe)
-            finally:
-                route = getattr(scope.get("route"), "path", "unmatched")
-                self._observe(scope["method"], route, code, time.perf_counter() - started)
+        self._in_flight += 1
+        try:
+            await self.app(scope, receive, observe)
+        finally:
+            self._in_flight -= 1
+            route = getattr(scope.get("route"), "path", "unmatched")
+            self._observe(scope["method"], route, code, time.perf_counter() - started)
 
     def _observe(self, method: str, route: str, code: int, seconds: float) -> None:
         counted = self._children.get((method, route, code))

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 import structlog
+from prometheus_client import Counter
 
 from searcher.contracts.errors import NotReady, Overloaded, SearcherError
 from services.retriever import metrics
@@ -152,9 +153,9 @@ class Engine:
             else:
                 hit += 1
                 found[key] = hits
-        _HITS.inc(hit)
+        _count(_HITS, hit)
+        _count(_COALESCED, len(queries) - hit - len(missing))
         if missing:
-            _COALESCED.inc(len(queries) - hit - len(missing))
             found |= await self._ask(missing, corpus, request, patient=patient)
         return [found[key] for key in keys]
 
@@ -207,8 +208,8 @@ class Engine:
                         self._lanes.promote(flight)
             callers[key] = self._loop.create_future()
             flight.callers.append(callers[key])
-        _MISSES.inc(len(new))
-        _COALESCED.inc(len(missing) - len(new))
+        _count(_MISSES, len(new))
+        _count(_COALESCED, len(missing) - len(new))
         return callers, new
 
     async def _look_up(self, new: list[Waiting], request: Request, shared_cache: SharedCache) -> None:
@@ -361,6 +362,12 @@ class Engine:
         """Before their callers are told, lest they find themselves still waiting."""
         self.pace.learn(num_queries, self._clock())
         metrics.BATCH_QUERIES.observe(num_queries)
+
+
+def _count(counter: Counter, number: int) -> None:
+    """Adding nothing costs a query as much as adding something."""
+    if number:
+        counter.inc(number)
 
 
 def _alike(jobs: list[Waiting]) -> dict[tuple[Corpus, int], list[Waiting]]:
