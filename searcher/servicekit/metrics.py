@@ -1,12 +1,10 @@
 """The HTTP metrics that every service has (RED: rate, errors, duration). A service's own are in its metrics.py."""
 
-import time
 from collections import deque
 from collections.abc import Iterable
 
 from prometheus_client import Counter, Gauge, Histogram
 from prometheus_client.samples import Sample
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 _NOTED_AT_MOST = 4_096
 
@@ -53,36 +51,15 @@ SECONDS = QuickHistogram(
 IN_FLIGHT = Gauge("searcher_http_requests_in_flight", "Requests being served now.", ["service"])
 
 
-class MetricsMiddleware:
+class RequestMetrics:
     """Counts and times requests by route template (never by raw path, which would be unbounded)."""
 
-    def __init__(self, app: ASGIApp, *, service: str) -> None:
-        self.app, self.service = app, service
-        self._in_flight = 0
-        IN_FLIGHT.labels(service).set_function(lambda: self._in_flight)
+    def __init__(self, service: str) -> None:
+        self.service, self.in_flight = service, 0
+        IN_FLIGHT.labels(service).set_function(lambda: self.in_flight)
         self._children: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        started, code = time.perf_counter(), 500
-
-        async def observe(message: Message) -> None:
-            nonlocal code
-            if message["type"] == "http.response.start":
-                code = message["status"]
-            await send(message)
-
-        self._in_flight += 1
-        try:
-            await self.app(scope, receive, observe)
-        finally:
-            self._in_flight -= 1
-            route = getattr(scope.get("route"), "path", "unmatched")
-            self._observe(scope["method"], route, code, time.perf_counter() - started)
-
-    def _observe(self, method: str, route: str, code: int, seconds: float) -> None:
+    def observe(self, method: str, route: str, code: int, seconds: float) -> None:
         counted = self._children.get((method, route, code))
         if counted is None:
             counted = (

@@ -34,7 +34,8 @@ class Flat:
     bounds. Many are multiplied with it, which the arithmetic bounds. Where that begins to win is measured at start."""
 
     def __init__(self, vectors_ND: Vectors, *, num_threads: int) -> None:
-        self._vectors_ND, self._threads = vectors_ND, Threads(num_threads)
+        self._vectors_ND = np.asarray(vectors_ND)  # mapped as before, but a slice of a plain array costs less
+        self._threads = Threads(num_threads)
         self._products = Products(vectors_ND.shape[1], "float32", num_threads=num_threads)
         set_up_faiss(num_threads)
         sample_ND = sample_of(vectors_ND)
@@ -53,7 +54,8 @@ class Flat:
         """faiss' own way of sharing one query among threads is slower than one thread."""
         import faiss
 
-        limits = np.linspace(0, len(vectors_ND), self._threads.num_threads + 1).astype(int).tolist()
+        num_threads = self._threads.num_threads
+        limits = [len(vectors_ND) * number // num_threads for number in range(num_threads + 1)]
 
         def scan_share(share: tuple[int, int]) -> tuple[Scores, Rows]:
             start, stop = share
@@ -96,7 +98,8 @@ def best_of(found: list[tuple[Scores, Rows]], k: int) -> tuple[Scores, Rows]:
         return found[0]
     scores_QC, rows_QC = (np.concatenate(parts, axis=1) for parts in zip(*found, strict=True))
     order_QK = np.lexsort((rows_QC, -scores_QC), axis=1)[:, :k]
-    return np.take_along_axis(scores_QC, order_QK, axis=1), np.take_along_axis(rows_QC, order_QK, axis=1)
+    queries_Q1 = np.arange(len(order_QK))[:, None]
+    return scores_QC[queries_Q1, order_QK], rows_QC[queries_Q1, order_QK]
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -15,12 +15,12 @@ from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar
 from urllib.parse import parse_qs
 
-from fastapi import FastAPI
 from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 
 from searcher.contracts.base import Name
 from searcher.contracts.errors import InvalidInput
 from searcher.contracts.search import Passage
+from searcher.servicekit.frame import Framed
 from services.retriever.backend import DEFAULT, Ask, Backend
 from services.retriever.index.manifest import SourceForm
 from services.retriever.routes.posts import Call, add_post, invalid_body
@@ -171,7 +171,7 @@ class _DropIn:
         return _json([documents, scores] if body.return_score else documents)
 
 
-def add_routes(app: FastAPI, backend: Callable[[], Backend], *, deadline_seconds: float) -> None:
+def add_routes(app: Framed, backend: Callable[[], Backend], *, deadline_seconds: float) -> None:
     routes = _DropIn(backend, deadline_seconds)
 
     def add(path: str, answer: Callable[[Call], Awaitable[bytes]], body: type[BaseModel], summary: str) -> None:

@@ -1,23 +1,23 @@
 """POST routes at little cost: bytes in, bytes out.
 
-FastAPI documents them; what answers is an ASGI application of a few lines, found by its path before FastAPI routes. Per
-request that leaves out its matching, its dependency solving, its exit stacks and its second pass over the JSON: more
+FastAPI documents them; what answers is an ASGI application of a few lines, found by its path. Per request that leaves
+out FastAPI's middleware, its matching, its dependency solving, its exit stacks and its second pass over the JSON: more
 than half of what a small search costs outside of the engine.
 """
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from typing import Any, cast
+from types import TracebackType
+from typing import Any
 
-from fastapi import FastAPI
-from fastapi.routing import APIRoute
 from pydantic import BaseModel, ValidationError
 from starlette.exceptions import HTTPException
-from starlette.middleware import Middleware
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.routing import BaseRoute
+from starlette.types import Receive, Scope, Send
 
 from searcher.contracts.errors import InvalidInput, SearcherError, TooLarge
-from searcher.servicekit.app import error_response, explain
+from searcher.servicekit.errors import error_response, explain, unhandled
+from searcher.servicekit.frame import Framed
 
 CALLER_HUNG_UP = 499
 """nginx' status for it. Nobody reads it; it tells metrics apart from our own errors."""
@@ -71,40 +71,20 @@ def invalid_body(error: ValidationError) -> InvalidInput:
 
 
 def add_post(
-    app: FastAPI, path: str, answer: Answer, *, body: type[BaseModel], response: Any, summary: str, **documentation: Any
+    app: Framed, path: str, answer: Answer, *, body: type[BaseModel], response: Any, summary: str, **documentation: Any
 ) -> None:
     """Serve `answer` at `path`. `body` and `response` are what the documentation says of it."""
 
     async def documented(body: Any) -> Any:
-        raise AssertionError("answered before FastAPI's routing")
+        raise AssertionError("answered without FastAPI")
 
     documented.__annotations__["body"] = body
     app.post(path, response_model=response, summary=summary, name=path, **documentation)(documented)
-    route = app.router.routes[-1]
-    assert isinstance(route, APIRoute)
-    _endpoints(app)[path] = _Endpoint(route, answer)
-
-
-def _endpoints(app: FastAPI) -> "dict[str, _Endpoint]":
-    """By path; behind all of the service's own middleware, before FastAPI's."""
-    if not hasattr(app.state, "fast_paths"):
-        app.state.fast_paths = {}
-        app.user_middleware.append(Middleware(_FastPaths, endpoints=app.state.fast_paths))
-    return cast("dict[str, _Endpoint]", app.state.fast_paths)
-
-
-class _FastPaths:
-    def __init__(self, app: ASGIApp, *, endpoints: "dict[str, _Endpoint]") -> None:
-        self.app, self.endpoints = app, endpoints
-
-    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
-        if scope["type"] == "http" and scope["method"] == "POST" and (found := self.endpoints.get(scope["path"])):
-            return found(scope, receive, send)
-        return self.app(scope, receive, send)
+    app.direct[path] = _Endpoint(app.router.routes[-1], answer)
 
 
 class _Endpoint:
-    def __init__(self, route: APIRoute, answer: Answer) -> None:
+    def __init__(self, route: BaseRoute, answer: Answer) -> None:
         self.route, self.answer = route, answer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -113,13 +93,16 @@ class _Endpoint:
             body = await _read(receive)
             if body is None:
                 return
-            content = await while_connected(receive, self.answer(Call(scope, body)))
+            with Line(receive):
+                content = await self.answer(Call(scope, body))
         except HungUp:
             await send({"type": "http.response.start", "status": CALLER_HUNG_UP, "headers": []})
         except SearcherError as error:
             await error_response(error)(scope, receive, send)
         except HTTPException as error:  # the body is over the limit
             await error_response(TooLarge(error.detail))(scope, receive, send)
+        except Exception as error:
+            await unhandled(scope["path"], error)(scope, receive, send)
         else:
             length = str(len(content)).encode()
             headers = [(b"content-type", b"application/json"), (b"content-length", length)]
@@ -145,36 +128,37 @@ class HungUp(Exception):
     """Nobody waits for the answer."""
 
 
-async def while_connected(receive: Receive, work: Awaitable[bytes]) -> bytes:
-    """`work`, cancelled when the caller hangs up: nobody would read the answer, and others wait. Raises HungUp."""
-    me = asyncio.current_task()
-    assert me is not None
-    watcher: asyncio.Task[None] | None = None
-    hung_up = False
+class Line:
+    """To a caller. The task that works inside of `with` is cancelled when the caller hangs up: nobody would read the
+    answer, and others wait. Raises HungUp."""
 
-    def watch() -> None:
-        nonlocal watcher
-        watcher = asyncio.create_task(_hung_up(receive))
-        watcher.add_done_callback(leave)
+    def __init__(self, receive: Receive) -> None:
+        self._receive = receive
 
-    def leave(watcher: asyncio.Task[None]) -> None:
-        nonlocal hung_up
-        if not watcher.cancelled():
-            hung_up = True
-            me.cancel()
+    def __enter__(self) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._task = task
+        self._watcher: asyncio.Task[None] | None = None
+        self._hung_up = False
+        self._due = asyncio.get_running_loop().call_later(_WATCHED_AFTER_SECONDS, self._watch)
 
-    watched = asyncio.get_running_loop().call_later(_WATCHED_AFTER_SECONDS, watch)
-    try:
-        return await work
-    except asyncio.CancelledError:
-        if hung_up and me.uncancel() == 0:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        self._due.cancel()
+        if self._watcher is not None:
+            self._watcher.remove_done_callback(self._leave)
+            self._watcher.cancel()
+        if self._hung_up and isinstance(error, asyncio.CancelledError) and self._task.uncancel() == 0:
             raise HungUp from None
-        raise
-    finally:
-        watched.cancel()
-        if watcher is not None:
-            watcher.remove_done_callback(leave)
-            watcher.cancel()
+
+    def _watch(self) -> None:
+        self._watcher = asyncio.create_task(_hung_up(self._receive))
+        self._watcher.add_done_callback(self._leave)
+
+    def _leave(self, watcher: asyncio.Task[None]) -> None:
+        if not watcher.cancelled():
+            self._hung_up = True
+            self._task.cancel()
 
 
 async def _hung_up(receive: Receive) -> None:

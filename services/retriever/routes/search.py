@@ -3,13 +3,14 @@
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from fastapi import FastAPI, Request
+from fastapi import Request
 from pydantic import Field, ValidationError
 
 from searcher.contracts.base import Contract, Name
 from searcher.contracts.errors import InvalidInput
 from searcher.contracts.search import CorpusInfo, SearchRequest, SearchResponse
 from searcher.servicekit.app import require_admin
+from searcher.servicekit.frame import Framed
 from services.retriever.backend import DEFAULT, Ask, Backend, Found
 from services.retriever.routes.posts import Call, add_post, invalid_body
 from services.retriever.serving.shelf import Shelf
@@ -33,7 +34,7 @@ class IndexResponse(Contract):
     num_passages: int
 
 
-def add_routes(app: FastAPI, backend: Callable[[], Backend], *, settings: RetrieverSettings) -> None:
+def add_routes(app: Framed, backend: Callable[[], Backend], *, settings: RetrieverSettings) -> None:
     async def search(call: Call) -> bytes:
         body = _parse(call.body)
         _refuse_blank(body.queries)

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import cache
 from typing import TypeVar
 
 import structlog
@@ -166,6 +167,8 @@ class Engine:
         request.bulk = len(missing) > self.interactive_queries
         await self._admit(len(missing), request, patient=patient)
         callers, new = self._board(missing, corpus, request)
+        remaining = request.deadline - self._clock()
+        expiry = None if patient else self._loop.call_later(max(0.0, remaining), self._expire, request, callers)
         if self.shared_cache is None:
             self._enqueue(new, request)
         elif new:
@@ -173,21 +176,25 @@ class Engine:
             self._lookups.add(lookup)
             lookup.add_done_callback(self._lookups.discard)
         try:
-            async with asyncio.timeout(None if patient else request.deadline - self._clock()) as in_time:
-                if len(callers) == 1:
-                    ((key, caller),) = callers.items()
-                    return {key: await caller}
-                return dict(zip(callers, await asyncio.gather(*callers.values()), strict=True))
-        except TimeoutError:
-            if not in_time.expired():  # the search failed with one of its own
-                raise
-            request.expired = True
-            metrics.REJECTED.labels("expired").inc(len(missing))
-            waited = self._clock() - request.since
-            raise Overloaded(f"not answered in {waited:.2g} s", retry_after_seconds=waited) from None
+            if len(callers) == 1:
+                ((key, caller),) = callers.items()
+                return {key: await caller}
+            return dict(zip(callers, await asyncio.gather(*callers.values()), strict=True))
         finally:
+            if expiry is not None:
+                expiry.cancel()
             for caller in callers.values():
                 caller.cancel()
+
+    def _expire(self, request: Request, callers: dict[Key, "asyncio.Future[Hits]"]) -> None:
+        late = [caller for caller in callers.values() if not caller.done()]
+        if not late:
+            return
+        request.expired = True
+        metrics.REJECTED.labels("expired").inc(len(callers))
+        waited = self._clock() - request.since
+        for caller in late:
+            caller.set_exception(Overloaded(f"not answered in {waited:.2g} s", retry_after_seconds=waited))
 
     def _board(
         self, missing: dict[Key, tuple[str, int]], corpus: Corpus, request: Request
@@ -310,6 +317,8 @@ class Engine:
             return batch
 
     def _do_errands(self) -> None:
+        if not self._errands:
+            return
         with self._changed:
             errands, self._errands = self._errands, []
         for errand in errands:
@@ -351,7 +360,7 @@ class Engine:
             self._learn(len(jobs))
             self._loop.call_soon_threadsafe(self._settle, jobs, [error] * len(jobs))
         else:
-            metrics.SEARCHED.labels(corpus.name).inc(len(jobs))
+            _searched(corpus.name).inc(len(jobs))
             self._proven_at = self._clock()
             self._learn(len(jobs))
             self._loop.call_soon_threadsafe(self._settle, jobs, hits)
@@ -368,6 +377,11 @@ def _count(counter: Counter, number: int) -> None:
     """Adding nothing costs a query as much as adding something."""
     if number:
         counter.inc(number)
+
+
+@cache
+def _searched(corpus: str) -> Counter:
+    return metrics.SEARCHED.labels(corpus)
 
 
 def _alike(jobs: list[Waiting]) -> dict[tuple[Corpus, int], list[Waiting]]:

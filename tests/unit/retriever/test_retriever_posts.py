@@ -1,10 +1,11 @@
 import asyncio
+from collections.abc import Awaitable
 
 import pytest
 from starlette.types import Message
 
 from searcher.contracts.errors import InvalidInput
-from services.retriever.routes.posts import Call, HungUp, while_connected
+from services.retriever.routes.posts import Call, HungUp, Line
 
 pytestmark = pytest.mark.anyio
 
@@ -20,9 +21,14 @@ class Caller:
         return {"type": "http.disconnect"}
 
 
+async def while_connected(caller: Caller, work: Awaitable[bytes]) -> bytes:
+    with Line(caller.receive):
+        return await work
+
+
 async def test_work_is_cancelled_when_its_caller_hangs_up() -> None:
     caller, work = Caller(), asyncio.get_running_loop().create_future()
-    waiting = asyncio.create_task(while_connected(caller.receive, work))
+    waiting = asyncio.create_task(while_connected(caller, work))
     await asyncio.sleep(0)
 
     caller.hung_up.set()
@@ -33,7 +39,7 @@ async def test_work_is_cancelled_when_its_caller_hangs_up() -> None:
 
 
 async def test_a_service_that_stops_is_no_caller_that_hung_up() -> None:
-    waiting = asyncio.create_task(while_connected(Caller().receive, asyncio.get_running_loop().create_future()))
+    waiting = asyncio.create_task(while_connected(Caller(), asyncio.get_running_loop().create_future()))
     await asyncio.sleep(0)
 
     waiting.cancel()
@@ -46,7 +52,7 @@ async def test_work_that_is_done_is_handed_over() -> None:
     async def work() -> bytes:
         return b"found"
 
-    assert await while_connected(Caller().receive, work()) == b"found"
+    assert await while_connected(Caller(), work()) == b"found"
 
 
 async def test_an_error_of_the_work_is_the_callers() -> None:
@@ -54,7 +60,7 @@ async def test_an_error_of_the_work_is_the_callers() -> None:
         raise LookupError("gone")
 
     with pytest.raises(LookupError, match="gone"):
-        await while_connected(Caller().receive, work())
+        await while_connected(Caller(), work())
 
 
 def test_a_deadline_is_the_callers_or_else_the_services() -> None:
