@@ -14,7 +14,7 @@ from pathlib import Path
 
 import structlog
 
-from searcher.contracts.errors import Conflict, InvalidInput, NotFound, NotReady, SearcherError
+from searcher.contracts.errors import Conflict, InvalidInput, NotFound, NotReady, Overloaded, SearcherError
 from searcher.contracts.search import CorpusInfo
 from services.retriever import metrics
 from services.retriever.backend import Ask, Found
@@ -101,7 +101,14 @@ class Shelf:
             )
 
     async def pages(self, urls: Sequence[str], corpus: str, *, deadline_seconds: float = 25.0) -> list[bytes | None]:
-        return await self._pages.find(self.corpus(corpus).passages, urls)
+        """Raises Overloaded while the addresses of a corpus are first read, if that takes longer."""
+        passages = self.corpus(corpus).passages
+        try:
+            async with asyncio.timeout(deadline_seconds):
+                return await self._pages.find(passages, urls)
+        except TimeoutError:
+            message = f"the addresses of corpus {corpus!r} were not read within {deadline_seconds:g} s; ask again"
+            raise Overloaded(message, retry_after_seconds=deadline_seconds) from None
 
     # -- another index ------------------------------------------------------------------------------------------------
 

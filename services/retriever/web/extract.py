@@ -6,6 +6,7 @@ It imports nothing of ours, so that a page that kills it takes nothing along.
     stdout  length of the text, then the text; once at start an empty one: ready
 """
 
+import codecs
 import os
 import re
 import resource
@@ -19,6 +20,8 @@ MAX_TEXT_CHARACTERS = 200_000
 MAX_MEMORY_BYTES = 2 * 1024**3
 _NICENESS = 5
 _CHARSET = re.compile(r"charset\s*=\s*[\"']?([\w.:-]+)", re.IGNORECASE | re.ASCII)
+_NEVER_A_PAGES = frozenset({"idna", "punycode", "undefined", "utf-7", "unicode-escape", "raw-unicode-escape"})
+"""Python knows them, browsers do not; some decode in quadratic time."""
 
 
 def main_text(page: bytes, content_type: str) -> str:
@@ -37,8 +40,9 @@ def _decoded(page: bytes, content_type: str) -> str | bytes:
     """Bytes where the server does not say how, or names what decodes no page: the page may say better."""
     charset = _CHARSET.search(content_type)
     if charset is not None:
-        with suppress(LookupError, UnicodeError):  # unknown; or of no use here, as "idna" and "undefined"
-            return page.decode(charset.group(1), "replace")
+        with suppress(LookupError):
+            if codecs.lookup(charset.group(1)).name not in _NEVER_A_PAGES:
+                return page.decode(charset.group(1), "replace")
     return page
 
 

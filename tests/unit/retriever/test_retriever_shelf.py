@@ -10,11 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from searcher.contracts.errors import Conflict, InvalidInput, NotFound, NotReady
+from searcher.contracts.errors import Conflict, InvalidInput, NotFound, NotReady, Overloaded
 from services.retriever.backend import Ask
 from services.retriever.building.build import build_index
 from services.retriever.index.manifest import manifest_sha256
 from services.retriever.index.protocol import Index, Rows, Scores
+from services.retriever.serving import pages
 from services.retriever.serving.engine import Engine
 from services.retriever.serving.library import Library
 from services.retriever.serving.shelf import Shelf
@@ -268,4 +269,20 @@ async def test_the_pages_of_a_corpus_with_addresses_are_whole(library: HeldLibra
     assert json.loads(rome)["text"] == "Rome begins.\nRome goes on."
     assert json.loads(paris)["id"] == "2"
     assert nothing is None
+    await shelf.close()
+
+
+async def test_addresses_that_take_longer_to_read_than_a_caller_waits_are_an_overload(
+    library: HeldLibrary, build: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go_on, read = threading.Event(), pages._table
+    monkeypatch.setattr(pages, "_table", lambda passages: go_on.wait(10) and read(passages))
+    shelf = await shelf_of(library, build(PAGES, "pages"))
+
+    with pytest.raises(Overloaded, match=r"not read within 0\.05 s"):
+        await shelf.pages(["http://rome"], "default", deadline_seconds=0.05)
+    go_on.set()
+
+    (rome,) = await shelf.pages(["http://rome"], "default")
+    assert rome is not None
     await shelf.close()
