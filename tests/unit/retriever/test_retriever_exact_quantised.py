@@ -1,5 +1,4 @@
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -208,18 +207,31 @@ class _Watched:
         return self.shard.search(*asked)
 
 
-def test_parts_of_a_search_are_in_order_and_a_failure_in_any_thread_is_raised() -> None:
-    threads, used = Threads(3), set[int]()
+def test_parts_of_a_search_are_searched_at_once_the_callers_thread_among_them() -> None:
+    all_at_once, used = threading.Barrier(3), set[int]()
 
-    def double(part: int) -> int:
+    def search(part: int) -> int:
+        all_at_once.wait(timeout=30)
         used.add(threading.get_ident())
-        time.sleep(0.01)
-        if part == 99:
-            raise ValueError("part 99")
         return 2 * part
 
-    assert threads.each(double, range(20)) == [2 * part for part in range(20)]
-    assert threading.get_ident() in used and len(used) == 3
-    for place in range(3):
-        with pytest.raises(ValueError, match="part 99"):
-            threads.each(double, [99 if n == place else n for n in range(3)])
+    assert Threads(3).each(search, range(3)) == [0, 2, 4]
+    assert threading.get_ident() in used
+
+
+def test_more_parts_than_threads_are_found_in_their_order() -> None:
+    assert Threads(3).each(lambda part: 2 * part, range(20)) == [2 * part for part in range(20)]
+
+
+@pytest.mark.parametrize("failing", range(3))
+def test_a_part_that_fails_fails_the_search_in_whichever_thread(failing: int) -> None:
+    all_at_once = threading.Barrier(3)
+
+    def search(part: int) -> int:
+        all_at_once.wait(timeout=30)
+        if part == failing:
+            raise ValueError(f"part {part}")
+        return part
+
+    with pytest.raises(ValueError, match=f"part {failing}"):
+        Threads(3).each(search, range(3))
