@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI
 
 from searcher.servicekit.app import create_service
+from searcher.servicekit.frame import Framed
 from services.retriever.backend import Backend
 from services.retriever.routes import dropin, search
 from services.retriever.serving.cache import RedisCache
@@ -15,7 +16,7 @@ from services.retriever.serving.shelf import Shelf
 from services.retriever.settings import RetrieverSettings
 
 
-def create_app(settings: RetrieverSettings) -> FastAPI:
+def create_app(settings: RetrieverSettings) -> Framed:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         backend = open_backend(settings)

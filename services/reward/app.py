@@ -7,22 +7,20 @@ written for those can be pointed here as they are.
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import structlog
-from fastapi import FastAPI, Request, Response
-from fastapi.exceptions import RequestValidationError
-from fastapi.routing import APIRoute
+from fastapi import FastAPI
 from pydantic import ValidationError
 from pydantic_core import to_json
 from starlette.concurrency import run_in_threadpool
-from starlette.types import Receive, Scope, Send
 
 from searcher.clients.judge import JudgeClient
 from searcher.clients.reward import RemoteRewardClient
 from searcher.contracts.errors import InvalidInput, Overloaded
 from searcher.contracts.score import RuleSet, Score, ScoreItem, ScoreRequest, ScoreResponse
 from searcher.servicekit.app import create_service
+from searcher.servicekit.frame import Framed
+from searcher.servicekit.posts import Call, add_post, invalid_body
 from services.reward.catalogue import catalogue
 from services.reward.dropin import KnownQuestions, RewardRequest, items_of
 from services.reward.engine import group_of, score
@@ -69,7 +67,7 @@ class Scorer:
             self.in_flight -= 1
 
 
-def create_app(settings: RewardSettings) -> FastAPI:
+def create_app(settings: RewardSettings) -> Framed:
     """Raises InvalidInput for a setting that cannot be served: at start, not at the first request."""
     known = catalogue(settings)
     dropin_rules = _dropin_rules(settings, known)
@@ -125,19 +123,21 @@ def _dropin_rules(settings: RewardSettings, known: dict[str, Rules]) -> Rules:
     return rules
 
 
-def _add_routes(app: FastAPI, known: dict[str, Rules]) -> None:
-    async def score_group(request: ScoreRequest) -> ScoreResponse:
+def _add_routes(app: Framed, known: dict[str, Rules]) -> None:
+    async def score_group(call: Call) -> bytes:
+        request = _parse(call.body)
         rules = rules_named(request.rules, known)
         _refuse_repeated_ids(request.items)
         scores = await app.state.scorer.scored(request.items, rules)
-        return ScoreResponse(rules=rules.name, scores=scores, ids=tuple(item.id for item in request.items))
+        return to_json(ScoreResponse(rules=rules.name, scores=scores, ids=tuple(item.id for item in request.items)))
 
-    app.router.add_api_route(
+    add_post(
+        app,
         "/v1/score",
         score_group,
-        methods=["POST"],
+        body=ScoreRequest,
+        response=ScoreResponse,
         summary="The trajectories of one group -> their scores, in order",
-        route_class_override=_StraightFromBytes,
     )
 
     @app.get("/v1/rules", summary="The rule sets that `/v1/score` knows")
@@ -160,21 +160,11 @@ def _add_dropin(app: FastAPI, rules: Rules, questions: KnownQuestions | None) ->
         return rewards if request.labels is None else {**rewards, "scores": [float(scored.f1) for scored in scores]}
 
 
-class _StraightFromBytes(APIRoute):
-    """Documented by FastAPI, but answered without its dependencies and its second pass over the JSON."""
-
-    def __init__(self, *arguments: Any, **options: Any) -> None:
-        super().__init__(*arguments, **options)
-        self.app = self._answer
-
-    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            asked = ScoreRequest.model_validate_json(await Request(scope, receive).body())
-        except ValidationError as error:
-            problems = error.errors(include_url=False)
-            raise RequestValidationError([{**each, "loc": ("body", *each["loc"])} for each in problems]) from None
-        response: ScoreResponse = await self.endpoint(asked)
-        await Response(to_json(response), media_type="application/json")(scope, receive, send)
+def _parse(body: bytes) -> ScoreRequest:
+    try:
+        return ScoreRequest.model_validate_json(body)
+    except ValidationError as error:
+        raise invalid_body(error) from None
 
 
 def _refuse_repeated_ids(items: Sequence[ScoreItem]) -> None:

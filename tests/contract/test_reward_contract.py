@@ -12,8 +12,9 @@ from statistics import fmean
 
 import httpx
 import pytest
-from fastapi import FastAPI, Request, Response
+from fastapi import FastAPI
 from prometheus_client import REGISTRY
+from starlette.types import Message, Receive, Scope, Send
 
 import services.reward.app as reward_app
 from searcher.clients.judge import JudgeClient
@@ -101,17 +102,23 @@ async def test_the_rule_sets_are_listed() -> None:
 @pytest.mark.parametrize(("rules", "is_sent"), [("searcher", False), ("r1-searcher-qwen", True)])
 async def test_documents_are_sent_to_rules_that_read_them_only(rules: str, is_sent: bool) -> None:
     app, sent = create_app(RewardSettings()), list[bytes]()
+    answer = app.direct["/v1/score"]
 
-    @app.middleware("http")
-    async def overhear(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
-        sent.append(await request.body())
-        return await call_next(request)
+    async def overhear(scope: Scope, receive: Receive, send: Send) -> None:
+        async def heard() -> Message:
+            message = await receive()
+            sent.append(message.get("body", b""))
+            return message
+
+        await answer(scope, heard, send)
+
+    app.direct["/v1/score"] = overhear
 
     async with running(app) as client:
         (scored,) = await client.score([trajectory("Paris")], rules=rules)
 
     assert scored.total == 1.0
-    assert (b"begin_of_documents" in sent[-1]) is is_sent
+    assert (b"begin_of_documents" in b"".join(sent)) is is_sent
 
 
 async def test_an_unknown_rule_set_is_the_callers_mistake() -> None:

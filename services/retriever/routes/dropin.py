@@ -21,9 +21,9 @@ from searcher.contracts.base import Name
 from searcher.contracts.errors import InvalidInput
 from searcher.contracts.search import Passage
 from searcher.servicekit.frame import Framed
+from searcher.servicekit.posts import Call, add_post, invalid_body
 from services.retriever.backend import DEFAULT, Ask, Backend
 from services.retriever.index.manifest import SourceForm
-from services.retriever.routes.posts import Call, add_post, invalid_body
 
 M = TypeVar("M", bound=BaseModel)
 

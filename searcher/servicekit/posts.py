@@ -2,7 +2,7 @@
 
 FastAPI documents them; what answers is an ASGI application of a few lines, found by its path. Per request that leaves
 out FastAPI's middleware, its matching, its dependency solving, its exit stacks and its second pass over the JSON: more
-than half of what a small search costs outside of the engine.
+than half of what a small request costs outside of its work.
 """
 
 import asyncio

@@ -5,7 +5,7 @@ import pytest
 from starlette.types import Message
 
 from searcher.contracts.errors import InvalidInput
-from services.retriever.routes.posts import Call, HungUp, Line
+from searcher.servicekit.posts import Call, HungUp, Line
 
 pytestmark = pytest.mark.anyio
 
