@@ -34,7 +34,7 @@ class Flat:
     bounds. Many are multiplied with it, which the arithmetic bounds. Where that begins to win is measured at start."""
 
     def __init__(self, vectors_ND: Vectors, *, num_threads: int) -> None:
-        self._vectors_ND = np.asarray(vectors_ND)  # mapped as before, but a slice of a plain array costs less
+        self._vectors_ND = np.asarray(vectors_ND)  # still mapped; slices of a memmap cost more
         self._threads = Threads(num_threads)
         self._products = Products(vectors_ND.shape[1], "float32", num_threads=num_threads)
         set_up_faiss(num_threads)

@@ -75,6 +75,7 @@ class Threads:
         try:
             take_parts()
         finally:
+            left.clear()  # where one part failed, nobody wants the rest
             use_threads(self.num_threads)
         for helper in helping:
             if not helper.cancel():  # it began, or is done

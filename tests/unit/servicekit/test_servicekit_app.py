@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from searcher.contracts.errors import InvalidInput, NotReady, Overloaded
 from searcher.contracts.search import SearchRequest
 from searcher.servicekit.app import create_service
+from searcher.servicekit.posts import Call, add_post
 from searcher.servicekit.settings import ServiceSettings, SharedSettings
 
 pytestmark = pytest.mark.anyio
@@ -38,6 +39,11 @@ def toy_app(settings: ToySettings | None = None, *, ready: bool = True) -> FastA
     @app.post("/v1/search")
     async def search(request: SearchRequest) -> dict[str, int]:
         return {"queries": len(request.queries)}
+
+    async def answer(call: Call) -> bytes:
+        return {b"fine": b"1"}[call.body]
+
+    add_post(app, "/v1/direct", answer, body=SearchRequest, response=int, summary="Bytes in, bytes out")
 
     @app.get("/v1/fails/{how}")
     async def fails(how: str) -> None:
@@ -214,3 +220,47 @@ async def test_requests_are_counted_by_route_not_by_path() -> None:
         metrics = (await client.get("/metrics")).text
 
     assert 'searcher_http_requests_total{code="503",method="GET",route="/v1/fails/{how}",service="toy"}' in metrics
+
+
+async def test_a_direct_route_is_answered_counted_and_documented() -> None:
+    app = toy_app()
+    async with client_of(app) as client:
+        answered = await client.post("/v1/direct", content=b"fine")
+        metrics = (await client.get("/metrics")).text
+
+    assert (answered.status_code, answered.content) == (200, b"1")
+    assert answered.headers["content-type"] == "application/json"
+    assert 'searcher_http_requests_total{code="200",method="POST",route="/v1/direct",service="toy"}' in metrics
+    assert "/v1/direct" in app.openapi()["paths"]
+
+
+async def test_an_unknown_error_of_a_direct_route_shows_no_internals_and_ends_the_connection() -> None:
+    async with client_of(toy_app()) as client:
+        failed = await client.post("/v1/direct", content=b"no such key")
+
+    assert failed.status_code == 500
+    assert failed.json() == {"error": "InternalError", "detail": "see the service's log"}
+    assert failed.headers["connection"] == "close"
+
+
+@pytest.mark.parametrize("announced", [True, False])
+async def test_a_direct_route_needs_the_token_and_keeps_the_limit(announced: bool, tmp_path: Path) -> None:
+    (tmp_path / "key").write_text("secret")
+    shared = SharedSettings(api_key_file=tmp_path / "key")
+    app = toy_app(ToySettings(shared=shared, max_body_bytes=1024))
+
+    async def pieces() -> AsyncIterator[bytes]:
+        for _ in range(3):
+            yield b"x" * 1000
+
+    async with client_of(app) as client:
+        stranger = await client.post("/v1/direct", content=b"fine")
+        too_large = await client.post(
+            "/v1/direct",
+            content=b"x" * 3000 if announced else pieces(),
+            headers={"Authorization": "Bearer secret"},
+        )
+
+    assert stranger.status_code == 401
+    assert too_large.status_code == 413
+    assert "more than 1024 bytes" in too_large.json()["detail"]
