@@ -64,52 +64,57 @@ class Rollout:
             return await self.sampler.trajectory(question, plan, sample=index, name=f"{question.id[:200]}.{index}")
 
 
+@asynccontextmanager
+async def open_rollout(settings: RolloutSettings) -> AsyncIterator[Rollout]:
+    """Engines, clients and, for training, the worker: all running until the end."""
+    async with AsyncExitStack() as stack:
+        key = settings.shared.api_key
+        codec = await asyncio.to_thread(Codec.open, settings.model_dir)
+        redis = await stack.enter_async_context(connect(settings.shared.redis_url))
+        clients = [await stack.enter_async_context(_engine_client(url, settings)) for url in settings.engine_urls]
+        retriever = await stack.enter_async_context(
+            RetrieverClient(settings.retriever_url, api_key=key, timeout_seconds=settings.retriever_seconds)
+        )
+        reward = await stack.enter_async_context(
+            RewardClient(settings.reward_url, api_key=key, timeout_seconds=settings.reward_seconds)
+        )
+        engines = Engines(
+            clients,
+            redis,
+            purpose=settings.purpose,
+            reconcile_seconds=settings.reconcile_seconds,
+            outage_seconds=settings.outage_seconds,
+        )
+        sampler = Sampler(engines, codec, retriever)
+        await stack.enter_async_context(running(engines.run()))
+        if settings.worker and settings.purpose == "training":
+            worker = Worker(
+                redis,
+                sampler,
+                reward,
+                max_concurrent_questions=settings.max_concurrent_questions,
+                lease_seconds=settings.lease_seconds,
+            )
+            await stack.enter_async_context(running(worker.run()))
+            stack.push_async_callback(worker.stop, within_seconds=settings.shutdown_seconds)
+        limit = asyncio.Semaphore(settings.max_concurrent_trajectories)
+        yield Rollout(settings, redis, engines, sampler, reward, limit)
+
+
+def _engine_client(url: str, settings: RolloutSettings) -> EngineClient:
+    return EngineClient(
+        url,
+        api_key=settings.shared.api_key,
+        turn_seconds=settings.turn_seconds,
+        probe_seconds=settings.probe_seconds,
+        update_seconds=settings.update_seconds,
+    )
+
+
 def create_app(settings: RolloutSettings) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async with AsyncExitStack() as stack:
-            key = settings.shared.api_key
-            codec = await asyncio.to_thread(Codec.open, settings.model_dir)
-            redis = await stack.enter_async_context(connect(settings.shared.redis_url))
-            clients = [
-                await stack.enter_async_context(
-                    EngineClient(
-                        url,
-                        api_key=key,
-                        turn_seconds=settings.turn_seconds,
-                        probe_seconds=settings.probe_seconds,
-                        update_seconds=settings.update_seconds,
-                    )
-                )
-                for url in settings.engine_urls
-            ]
-            retriever = await stack.enter_async_context(
-                RetrieverClient(settings.retriever_url, api_key=key, timeout_seconds=settings.retriever_seconds)
-            )
-            reward = await stack.enter_async_context(
-                RewardClient(settings.reward_url, api_key=key, timeout_seconds=settings.reward_seconds)
-            )
-            engines = Engines(
-                clients,
-                redis,
-                purpose=settings.purpose,
-                reconcile_seconds=settings.reconcile_seconds,
-                outage_seconds=settings.outage_seconds,
-            )
-            sampler = Sampler(engines, codec, retriever)
-            await stack.enter_async_context(running(engines.run()))
-            if settings.worker and settings.purpose == "training":
-                worker = Worker(
-                    redis,
-                    sampler,
-                    reward,
-                    max_concurrent_questions=settings.max_concurrent_questions,
-                    lease_seconds=settings.lease_seconds,
-                )
-                await stack.enter_async_context(running(worker.run()))
-                stack.push_async_callback(worker.stop, within_seconds=settings.shutdown_seconds)
-            limit = asyncio.Semaphore(settings.max_concurrent_trajectories)
-            app.state.rollout = Rollout(settings, redis, engines, sampler, reward, limit)
+        async with open_rollout(settings) as app.state.rollout:
             yield
 
     async def is_ready(app: FastAPI) -> None:
