@@ -5,9 +5,7 @@ out FastAPI's middleware, its matching, its dependency solving, its exit stacks 
 than half of what a small request costs outside of its work.
 """
 
-import asyncio
 from collections.abc import Awaitable, Callable
-from types import TracebackType
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
@@ -18,13 +16,10 @@ from starlette.types import Receive, Scope, Send
 from searcher.contracts.errors import InvalidInput, SearcherError, TooLarge
 from searcher.servicekit.errors import error_response, explain, unhandled
 from searcher.servicekit.frame import Framed
+from searcher.servicekit.line import Line
 
-CALLER_HUNG_UP = 499
-"""nginx' status for it. Nobody reads it; it tells metrics apart from our own errors."""
 _TIMEOUT_HEADER = b"x-request-timeout"
 _LONGEST_SECONDS = 3_600.0
-_WATCHED_AFTER_SECONDS = 0.02
-"""Most answers are there by then, and a watcher costs each of them more than it could save."""
 
 Answer = Callable[["Call"], Awaitable[bytes]]
 """Body of the request -> JSON of the response. Errors are raised."""
@@ -95,8 +90,6 @@ class _Endpoint:
                 return
             with Line(receive):
                 content = await self.answer(Call(scope, body))
-        except HungUp:
-            await send({"type": "http.response.start", "status": CALLER_HUNG_UP, "headers": []})
         except SearcherError as error:
             await error_response(error)(scope, receive, send)
         except HTTPException as error:  # the body is over the limit
@@ -122,45 +115,3 @@ async def _read(receive: Receive) -> bytes | None:
             return b"".join(parts)
         message = await receive()
     return None
-
-
-class HungUp(Exception):
-    """Nobody waits for the answer."""
-
-
-class Line:
-    """To a caller. The task that works inside of `with` is cancelled when the caller hangs up: nobody would read the
-    answer, and others wait. Raises HungUp."""
-
-    def __init__(self, receive: Receive) -> None:
-        self._receive = receive
-
-    def __enter__(self) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        self._task = task
-        self._watcher: asyncio.Task[None] | None = None
-        self._hung_up = False
-        self._due = asyncio.get_running_loop().call_later(_WATCHED_AFTER_SECONDS, self._watch)
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
-        self._due.cancel()
-        if self._watcher is not None:
-            self._watcher.remove_done_callback(self._leave)
-            self._watcher.cancel()
-        if self._hung_up and isinstance(error, asyncio.CancelledError) and self._task.uncancel() == 0:
-            raise HungUp from None
-
-    def _watch(self) -> None:
-        self._watcher = asyncio.create_task(_hung_up(self._receive))
-        self._watcher.add_done_callback(self._leave)
-
-    def _leave(self, watcher: asyncio.Task[None]) -> None:
-        if not watcher.cancelled():
-            self._hung_up = True
-            self._task.cancel()
-
-
-async def _hung_up(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass

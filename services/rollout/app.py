@@ -1,12 +1,10 @@
 """The HTTP side of rollout: trajectories on request, answers as they are written, the weights that engines hold."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass
-from typing import Any, TypeVar
 
-import structlog
 from fastapi import FastAPI, Request
 from fastapi.responses import Response, StreamingResponse
 from redis.asyncio import Redis
@@ -20,20 +18,17 @@ from searcher.contracts.question import AskRequest, Question, RolloutPlan, Rollo
 from searcher.contracts.trajectory import AskEvent, AskEventKind, RolloutResponse, Trajectory
 from searcher.contracts.weights import WeightsStatus
 from searcher.servicekit.app import create_service
+from searcher.servicekit.line import Line
 from searcher.servicekit.streams import connect
 from services.rollout.engines import Engines
 from services.rollout.policy import Codec
 from services.rollout.settings import RolloutSettings
-from services.rollout.tasks import all_of, cancel, running
+from services.rollout.tasks import all_of, running
 from services.rollout.trajectories import Sample, Sampler
 from services.rollout.worker import Worker
 
-log = structlog.get_logger()
-
 UNKNOWN_ANSWER = "?"
 """Who asks does not know the answer, and a question without one cannot be written down."""
-
-T = TypeVar("T")
 
 
 @dataclass
@@ -142,15 +137,16 @@ def _add_routes(app: FastAPI) -> None:
     @app.post("/v1/rollouts", responses={200: {"model": RolloutResponse}}, summary="Questions → trajectories")
     async def rollouts(http: Request, request: RolloutRequest) -> Response:
         rollout: Rollout = http.app.state.rollout
-        with rollout.request():
-            response = await _while_connected(http, _rollouts(rollout, request))
+        with rollout.request(), Line(http.receive):  # its turns in the engines are free when its caller is gone
+            response = await _rollouts(rollout, request)
         return Response(response.model_dump_json(), media_type="application/json")
 
     @app.post("/v1/ask", summary="A question → its answer and searches, as server-sent events")
     async def ask(http: Request, request: AskRequest) -> Response:
         rollout: Rollout = http.app.state.rollout
         events = _ask(rollout, request)
-        first = await _while_connected(http, _first(events))  # what goes wrong before it has an HTTP status
+        with Line(http.receive):
+            first = await anext(events)  # what goes wrong before it has an HTTP status
         return StreamingResponse(_stream(first, events), media_type="text/event-stream")
 
     @app.get("/v1/weights", summary="Each engine's weights")
@@ -193,10 +189,6 @@ async def _ask(rollout: Rollout, request: AskRequest) -> AsyncGenerator[AskEvent
                 yield event
 
 
-async def _first(events: AsyncIterator[AskEvent]) -> AskEvent:
-    return await anext(events)
-
-
 async def _stream(first: AskEvent, rest: AsyncIterator[AskEvent]) -> AsyncIterator[str]:
     yield _as_sse(first)
     try:
@@ -208,22 +200,3 @@ async def _stream(first: AskEvent, rest: AsyncIterator[AskEvent]) -> AsyncIterat
 
 def _as_sse(event: AskEvent) -> str:
     return f"event: {event.kind}\ndata: {event.model_dump_json()}\n\n"
-
-
-async def _while_connected(http: Request, work: Coroutine[Any, Any, T]) -> T:
-    """Stop working for a client that is gone: cancelling frees its turns in the engines, too."""
-    task = asyncio.create_task(work)
-    gone = asyncio.create_task(_disconnected(http))
-    try:
-        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            log.info("client gone", path=http.url.path)
-            raise NotReady("the client closed the connection")
-        return task.result()
-    finally:
-        await cancel([task, gone])
-
-
-async def _disconnected(http: Request) -> None:
-    while (await http.receive())["type"] != "http.disconnect":
-        pass
