@@ -35,13 +35,14 @@ def main() -> None:
     ours = Flat(vectors_ND, num_threads=options.threads)
     calibration_seconds = time.perf_counter() - started
 
-    rows, ratios = [("queries", "faiss ms", "ours ms", "ratio", "goal")], {}
+    rows: list[tuple[object, ...]] = [("queries", "faiss ms", "ours ms", "ratio", "goal")]
+    ratios = dict[int, float]()
     for num_queries, goal in GOALS.items():
         queries = queries_QD[:num_queries]
         assert_same(default(queries), ours.search(queries, K)[1])
         before, after = compare(default, lambda queries: ours.search(queries, K), queries, rounds)
         ratios[num_queries] = median(before) / median(after)
-        rows.append((num_queries, median(before), median(after), ratios[num_queries], goal))  # type: ignore[arg-type]
+        rows.append((num_queries, median(before), median(after), ratios[num_queries], goal))
     table(rows)
     report(
         "flat_kernel",

@@ -20,8 +20,10 @@ import threading
 import time
 import urllib.request
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
 from benchmarks.measure import report, table
 from benchmarks.retriever_service import (
@@ -33,6 +35,8 @@ from benchmarks.retriever_service import (
     questions,
     search_body,
 )
+
+T = TypeVar("T")
 
 CONNECTIONS = 64
 
@@ -114,13 +118,13 @@ async def _is_ready(port: int) -> bool:
     return b" 200 " in answered
 
 
-def _uvloop(run: Callable[[], object]) -> object:
+def _uvloop(run: Callable[[], Coroutine[Any, Any, T]]) -> T:
     import uvloop
 
-    return uvloop.run(run())  # type: ignore[arg-type]
+    return uvloop.run(run())
 
 
-def beside(work: Callable[[], None], measured: Callable[[], object]) -> object:
+def beside(work: Callable[[], None], measured: Callable[[], T]) -> T:
     """What `measured` gives while `work` goes on. Raises what `work` raised."""
     problems: list[BaseException] = []
 
@@ -164,20 +168,39 @@ def main() -> None:
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
     asked = [search_body(query) for query in questions()]
-    rows: list[tuple[object, ...]] = [("", "requests", "failed")]
-    failures: dict[str, int] = {}
 
-    def count(name: str, outcomes: Counter[str]) -> None:
-        failures[name] = outcomes.total() - outcomes["200"]
-        rows.append((name, outcomes.total(), failures[name]))
+    at_once, at_once_seconds = measure_at_once(index_dir, options.threads, asked[:num_at_once])
+    drained, exits = measure_drains(index_dir, asked, seconds)
+    swapped = measure_swaps(index_dir, options.threads, asked, seconds, num_swaps)
+
+    outcomes = {f"{num_at_once} at once": at_once, "two drains and restarts": drained, "swaps": swapped.outcomes}
+    failures = {name: counted.total() - counted["200"] for name, counted in outcomes.items()}
+    exits.append(swapped.exit_code)
+    table([("", "requests", "failed"), *((name, outcomes[name].total(), failures[name]) for name in outcomes)])
+    for name in outcomes:
         if failures[name]:
-            print(name, dict(outcomes))
+            print(name, dict(outcomes[name]))
+    report(
+        "retriever_drain",
+        ratio=float(sum(failures.values()) + sum(code != 0 for code in exits)),
+        goal=0.0,
+        failed=failures,
+        at_once_seconds=round(at_once_seconds, 1),
+        exit_codes=exits,
+        swaps=swapped.num_swaps,
+        answers_per_index=sorted(swapped.answers_per_index.values()),
+    )
 
-    with Service(index_dir, threads=options.threads, cache_entries=0) as service:
+
+def measure_at_once(index_dir: Path, threads: int, bodies: Sequence[bytes]) -> tuple[Counter[str], float]:
+    """Outcomes, and seconds until the last."""
+    with Service(index_dir, threads=threads, cache_entries=0) as service:
         began = time.perf_counter()
-        count(f"{num_at_once} at once", in_client_process(all_at_once, service.port, asked[:num_at_once]))
-        at_once_seconds = time.perf_counter() - began
+        return in_client_process(all_at_once, service.port, bodies), time.perf_counter() - began
 
+
+def measure_drains(index_dir: Path, bodies: Sequence[bytes], seconds: float) -> tuple[Counter[str], list[int]]:
+    """Outcomes, and the exit codes of all instances."""
     exits: list[int] = []
     instances = [Service(index_dir, threads=1, cache_entries=0, drain_seconds=1) for _ in range(2)]
     ports = [instance.port for instance in instances]
@@ -188,11 +211,19 @@ def main() -> None:
             exits.append(instance.stop())
             instances[number] = Service(index_dir, threads=1, cache_entries=0, drain_seconds=1, port=instance.port)
 
-    drained = beside(restart_each, lambda: in_client_process(follow_readiness, ports, asked, seconds))
-    assert isinstance(drained, tuple)
-    count("two drains and restarts", drained[0])
-    exits += [instance.stop() for instance in instances]
+    outcomes, _ = beside(restart_each, lambda: in_client_process(follow_readiness, ports, bodies, seconds))
+    return outcomes, exits + [instance.stop() for instance in instances]
 
+
+@dataclass(frozen=True)
+class Swapped:
+    outcomes: Counter[str]
+    answers_per_index: Counter[str]
+    num_swaps: int
+    exit_code: int
+
+
+def measure_swaps(index_dir: Path, threads: int, bodies: Sequence[bytes], seconds: float, num_swaps: int) -> Swapped:
     with tempfile.TemporaryDirectory(dir=index_dir.parent) as scratch:
         place = Path(scratch)
         (place / "admin").write_text("admin")
@@ -201,7 +232,7 @@ def main() -> None:
         builds = [place / "one", another_build(index_dir, place / "two")]
         link = place / "current"
         link.symlink_to("one")
-        with Service(place, threads=options.threads, cache_entries=1_000, watch_seconds=0.2) as service:
+        with Service(place, threads=threads, cache_entries=1_000, watch_seconds=0.2) as service:
 
             def swap_often() -> None:
                 for number in range(num_swaps):
@@ -212,26 +243,11 @@ def main() -> None:
                         (place / "next").symlink_to(builds[(number // 2 + 1) % 2])
                         (place / "next").rename(link)
 
-            swapped = beside(
-                swap_often, lambda: in_client_process(follow_readiness, [service.port], asked, seconds / 2)
+            outcomes, answers_per_index = beside(
+                swap_often, lambda: in_client_process(follow_readiness, [service.port], bodies, seconds / 2)
             )
-            assert isinstance(swapped, tuple)
             swaps = service.metrics()['searcher_retriever_index_swaps_total{outcome="swapped"}']
-            count("swaps", swapped[0])
-            exits.append(service.stop())
-
-    table(rows)
-    failed = sum(failures.values()) + sum(code != 0 for code in exits)
-    report(
-        "retriever_drain",
-        ratio=float(failed),
-        goal=0.0,
-        failed=failures,
-        at_once_seconds=round(at_once_seconds, 1),
-        exit_codes=exits,
-        swaps=int(swaps),
-        answers_per_index=sorted(swapped[1].values()),
-    )
+            return Swapped(outcomes, answers_per_index, int(swaps), service.stop())
 
 
 if __name__ == "__main__":
