@@ -1,5 +1,6 @@
 """The HTTP metrics that every service has (RED: rate, errors, duration). A service's own are in its metrics.py."""
 
+import time
 from collections import deque
 from collections.abc import Iterable
 
@@ -23,6 +24,9 @@ class QuickHistogram(Histogram):
         if len(self._noted) >= _NOTED_AT_MOST:
             self._enter()
 
+    def time(self) -> "_Stopwatch":  # type: ignore[override]
+        return _Stopwatch(self)
+
     def _enter(self) -> None:
         """Several threads may do so at a time: each value is taken by one of them."""
         while True:
@@ -35,6 +39,21 @@ class QuickHistogram(Histogram):
     def _child_samples(self) -> Iterable[Sample]:
         self._enter()
         return super()._child_samples()
+
+
+class _Stopwatch:
+    """Notes the seconds inside of `with`, however it ends."""
+
+    __slots__ = ("_histogram", "_started")
+
+    def __init__(self, histogram: QuickHistogram) -> None:
+        self._histogram = histogram
+
+    def __enter__(self) -> None:
+        self._started = time.perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        self._histogram.observe(time.perf_counter() - self._started)
 
 
 REQUESTS = Counter(
