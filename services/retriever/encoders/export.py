@@ -31,6 +31,8 @@ from services.retriever.encoders.remote import Server, read_server
 from services.retriever.encoders.torch_encoder import TorchEncoder
 
 PARITY_TOLERANCE = 1e-5
+_OPSET = 23
+"""The first of ONNX in which attention is one operator. Written out it is ten, which costs a short query a tenth."""
 _PARITY_TEXTS = ("Rome", "Who directed the film?", "The river Seine is long. " * 12, "Ærøskøbing; 東京; 1984")
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 _CHECKPOINT_FILES = ("*.json", "*.txt", "*.safetensors", "*.bin")
@@ -253,6 +255,7 @@ def write_onnx(checkpoint: Path, path: Path) -> None:
             output_names=["hidden_BTD"],
             dynamic_shapes=(any_size, any_size),
             dynamo=True,
+            opset_version=_OPSET,
             external_data=False,
             verbose=False,
         )

@@ -43,7 +43,7 @@ class LocalEncoder(ABC):
     def _encode(self, texts: list[str], max_tokens: int) -> Vectors:
         """Sorted by length, so that a batch holds little padding; returned in the order given."""
         self._tokenizer.enable_truncation(max_tokens)
-        tokens_N = [encoding.ids for encoding in self._tokenizer.encode_batch(texts)]
+        tokens_N = [encoding.ids for encoding in self._tokenizer.encode_batch_fast(texts)]
         order = sorted(range(len(texts)), key=lambda n: len(tokens_N[n]))
         vectors_ND = np.empty((len(texts), self.card.dim), dtype=np.float32)
         for batch in _batches(order, tokens_N, self.batch_tokens):
@@ -51,15 +51,14 @@ class LocalEncoder(ABC):
         return normalised(vectors_ND) if self.card.normalised else vectors_ND
 
     def _encode_batch(self, tokens_B: list[list[int]]) -> Vectors:
-        num_tokens_B = np.array([len(tokens) for tokens in tokens_B])
-        mask_BT = np.arange(max(1, num_tokens_B.max())) < num_tokens_B[:, None]
-        ids_BT = np.zeros(mask_BT.shape, dtype=np.int64)
-        ids_BT[mask_BT] = np.concatenate(tokens_B)
+        padding_B = [[0] * (max(1, *map(len, tokens_B)) - len(tokens)) for tokens in tokens_B]
+        ids_BT = np.array([tokens + padding for tokens, padding in zip(tokens_B, padding_B, strict=True)])
+        mask_BT = np.array([[1] * len(tokens) + padding for tokens, padding in zip(tokens_B, padding_B, strict=True)])
         return self.pooled(ids_BT, mask_BT)
 
     @abstractmethod
-    def pooled(self, ids_BT: NDArray[np.int64], mask_BT: NDArray[np.bool_]) -> Vectors:
-        """vectors_BD, not yet of length 1."""
+    def pooled(self, ids_BT: NDArray[np.int64], mask_BT: NDArray[np.int64]) -> Vectors:
+        """vectors_BD, not yet of length 1. The mask is 1 where there is a token."""
 
 
 class OnnxEncoder(LocalEncoder):
@@ -70,8 +69,8 @@ class OnnxEncoder(LocalEncoder):
         if dim != self.card.dim:
             raise InvalidInput(f"{folder / MODEL_FILE}: gives {dim} dimensions, but its card says {self.card.dim}")
 
-    def pooled(self, ids_BT: NDArray[np.int64], mask_BT: NDArray[np.bool_]) -> Vectors:
-        (hidden_BTD,) = self._session.run(None, {"input_ids": ids_BT, "attention_mask": mask_BT.astype(np.int64)})
+    def pooled(self, ids_BT: NDArray[np.int64], mask_BT: NDArray[np.int64]) -> Vectors:
+        (hidden_BTD,) = self._session.run(None, {"input_ids": ids_BT, "attention_mask": mask_BT})
         return pool(hidden_BTD, mask_BT, self.card.pooling)
 
 
@@ -84,19 +83,20 @@ def onnx_session(path: Path, *, num_threads: int) -> Any:
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
-def pool(hidden_BTD: Vectors, mask_BT: NDArray[np.bool_], pooling: Pooling) -> Vectors:
+def pool(hidden_BTD: Vectors, mask_BT: NDArray[np.int64], pooling: Pooling) -> Vectors:
     """One vector a text. Padding is on the right, which a causal model never sees: the last token is the mask's."""
     if pooling is Pooling.CLS:
         return hidden_BTD[:, 0]
-    num_tokens_B = mask_BT.sum(axis=1).clip(min=1)
+    num_tokens_B1 = np.maximum(mask_BT.sum(axis=1, keepdims=True), 1)
     if pooling is Pooling.LAST:
-        return np.asarray(hidden_BTD[np.arange(len(hidden_BTD)), num_tokens_B - 1], dtype=np.float32)
-    sums_BD = np.einsum("btd,bt->bd", hidden_BTD, mask_BT.astype(np.float32))
-    return np.asarray(sums_BD / num_tokens_B[:, None], dtype=np.float32)
+        return np.asarray(hidden_BTD[np.arange(len(hidden_BTD)), num_tokens_B1[:, 0] - 1], dtype=np.float32)
+    shares_B1T = (mask_BT / num_tokens_B1)[:, None].astype(np.float32)
+    return np.asarray((shares_B1T @ hidden_BTD)[:, 0], dtype=np.float32)
 
 
 def normalised(vectors_ND: Vectors) -> Vectors:
-    return np.asarray(vectors_ND / np.linalg.norm(vectors_ND, axis=1, keepdims=True).clip(min=1e-12), dtype=np.float32)
+    lengths_N1 = np.sqrt((vectors_ND * vectors_ND).sum(axis=1, keepdims=True))
+    return np.asarray(vectors_ND / np.maximum(lengths_N1, 1e-12), dtype=np.float32)
 
 
 def _batches(order: list[int], tokens_N: list[list[int]], batch_tokens: int) -> list[list[int]]:

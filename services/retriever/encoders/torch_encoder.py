@@ -39,11 +39,11 @@ class TorchEncoder(LocalEncoder):
         if (dim := self._model.config.hidden_size) != self.card.dim:
             raise InvalidInput(f"{folder / TORCH_FOLDER}: gives {dim} dimensions, but its card says {self.card.dim}")
 
-    def pooled(self, ids_BT: NDArray[np.int64], mask_BT: NDArray[np.bool_]) -> Vectors:
+    def pooled(self, ids_BT: NDArray[np.int64], mask_BT: NDArray[np.int64]) -> Vectors:
         import torch
 
         with torch.inference_mode():
             ids, mask = (torch.from_numpy(array).to(self._model.device) for array in (ids_BT, mask_BT))
-            hidden = self._model(input_ids=ids, attention_mask=mask.long()).last_hidden_state
+            hidden = self._model(input_ids=ids, attention_mask=mask).last_hidden_state
             hidden_BTD: Vectors = hidden.float().cpu().numpy()
         return pool(hidden_BTD, mask_BT, self.card.pooling)

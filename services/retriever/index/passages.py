@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Self
 
 import numpy as np
-from numpy.typing import NDArray
 
 from services.retriever.index.layout import OFFSETS_FILE, PASSAGES_FILE
 
@@ -26,7 +25,7 @@ class PassageStore:
     def __init__(self, folder: Path) -> None:
         with (folder / PASSAGES_FILE).open("rb") as blob:
             self._blob = mmap.mmap(blob.fileno(), 0, access=mmap.ACCESS_READ)
-        self._offsets: NDArray[np.int64] = np.load(folder / OFFSETS_FILE, mmap_mode="r")
+        self._offsets = memoryview(np.load(folder / OFFSETS_FILE, mmap_mode="r"))  # arrays are slow, one by one
 
     def __len__(self) -> int:
         return len(self._offsets) - 1
@@ -42,7 +41,7 @@ class PassageStore:
 
     def line(self, row: int) -> bytes:
         """The passage as JSON object, `{"id":…,"title":…,"text":…}`, without a line break."""
-        return self._blob[int(self._offsets[row]) : int(self._offsets[row + 1]) - 1]
+        return self._blob[self._offsets[row] : self._offsets[row + 1] - 1]
 
     def searchable_texts(self, start: int, stop: int) -> list[str]:
         """What is indexed of the rows from `start` up to `stop`."""

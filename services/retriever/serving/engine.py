@@ -74,7 +74,7 @@ class Engine:
         self._lookups: set[asyncio.Task[None]] = set()
         self.pace = Pace(max_batch)
         self._proven_at = float("-inf")
-        self._closing = False
+        self._running = self._closing = False
         self._changed = threading.Lock()
         """Of the lanes, the errands and the end."""
         self._bell, self._asleep = threading.Lock(), False
@@ -87,6 +87,7 @@ class Engine:
         self._loop = asyncio.get_running_loop()
         metrics.WAITING.set_function(lambda: self._estimate_wait(bulk=False)[0])
         metrics.WAIT_ESTIMATE.set_function(lambda: self._estimate_wait(bulk=False)[1])
+        self._running = True
         self._thread.start()
 
     async def close(self) -> None:
@@ -103,7 +104,7 @@ class Engine:
 
     def check(self) -> None:
         """Raises NotReady if nobody would answer."""
-        if self._closing or not self._thread.is_alive():
+        if self._closing or not self._running:
             raise NotReady("the search engine is not running")
         if (seconds := self.pace.busy_seconds(self._clock())) > _STUCK_SECONDS:
             raise NotReady(f"one search has been running for {seconds:.0f} s")
@@ -167,14 +168,17 @@ class Engine:
         request.bulk = len(missing) > self.interactive_queries
         await self._admit(len(missing), request, patient=patient)
         callers, new = self._board(missing, corpus, request)
-        remaining = request.deadline - self._clock()
-        expiry = None if patient else self._loop.call_later(max(0.0, remaining), self._expire, request, callers)
         if self.shared_cache is None:
             self._enqueue(new, request)
         elif new:
             lookup = asyncio.create_task(self._look_up(new, request, self.shared_cache))
             self._lookups.add(lookup)
             lookup.add_done_callback(self._lookups.discard)
+        # From here on the engine is at work: what is done meanwhile costs the caller nothing.
+        remaining = request.deadline - self._clock()
+        expiry = None if patient else self._loop.call_later(max(0.0, remaining), self._expire, request, callers)
+        _count(_MISSES, len(new))
+        _count(_COALESCED, len(missing) - len(new))
         try:
             if len(callers) == 1:
                 ((key, caller),) = callers.items()
@@ -215,8 +219,6 @@ class Engine:
                         self._lanes.promote(flight)
             callers[key] = self._loop.create_future()
             flight.callers.append(callers[key])
-        _count(_MISSES, len(new))
-        _count(_COALESCED, len(missing) - len(new))
         return callers, new
 
     async def _look_up(self, new: list[Waiting], request: Request, shared_cache: SharedCache) -> None:
@@ -293,12 +295,15 @@ class Engine:
     # -- in the engine's thread ---------------------------------------------------------------------------------------
 
     def _run(self) -> None:
-        while self._wait():
-            self._do_errands()
-            wanted = self._wanted(self._take())
-            self.pace.in_hand = len(wanted)
-            for (corpus, k), jobs in _alike(wanted).items():
-                self._answer(corpus, k, jobs)
+        try:
+            while self._wait():
+                self._do_errands()
+                wanted = self._wanted(self._take())
+                self.pace.in_hand = len(wanted)
+                for (corpus, k), jobs in _alike(wanted).items():
+                    self._answer(corpus, k, jobs)
+        finally:
+            self._running = False
 
     def _wait(self) -> bool:
         """Until there is something to do; False once closing and there is nothing."""
@@ -346,8 +351,9 @@ class Engine:
             wanted.append(too_late.pop(0))
         for job in too_late:
             self._loop.call_soon_threadsafe(self._give_up, job, job.deadline)
-        for request in {request for job in wanted for request in job.requests}:
-            request.begun = True
+        for job in wanted:
+            for request in job.requests:
+                request.begun = True
         return wanted
 
     def _answer(self, corpus: Corpus, k: int, jobs: list[Waiting]) -> None:
@@ -357,20 +363,18 @@ class Engine:
         except Exception as error:  # each caller gets it, and the thread lives on
             if not isinstance(error, SearcherError):
                 log.error("search failed", corpus=corpus.name, queries=len(jobs), exc_info=error)
-            self._learn(len(jobs))
-            self._loop.call_soon_threadsafe(self._settle, jobs, [error] * len(jobs))
+            self._tell(jobs, [error] * len(jobs))
         else:
             _searched(corpus.name).inc(len(jobs))
             self._proven_at = self._clock()
-            self._learn(len(jobs))
-            self._loop.call_soon_threadsafe(self._settle, jobs, hits)
+            self._tell(jobs, hits)
             if self.shared_cache is not None:
                 self._loop.call_soon_threadsafe(self._share, jobs, hits)
 
-    def _learn(self, num_queries: int) -> None:
-        """Before their callers are told, lest they find themselves still waiting."""
-        self.pace.learn(num_queries, self._clock())
-        metrics.BATCH_QUERIES.observe(num_queries)
+    def _tell(self, jobs: list[Waiting], outcomes: Sequence[Hits | Exception]) -> None:
+        self.pace.learn(len(jobs), self._clock())  # before the callers, lest they find themselves still waiting
+        metrics.BATCH_QUERIES.observe(len(jobs))
+        self._loop.call_soon_threadsafe(self._settle, jobs, outcomes)
 
 
 def _count(counter: Counter, number: int) -> None:

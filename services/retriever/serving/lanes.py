@@ -85,6 +85,8 @@ class Lanes:
     def take(self) -> list[Waiting]:
         """The next batch. Whoever comes while a large request is searched waits for a slice of it, not for all."""
         self._batches_since_hurry = 0 if self._interactive else self._batches_since_hurry + 1
+        if not self._bulk:
+            return list(_next(self._interactive, self.max_batch))
         share = self.bulk_slice if self._batches_since_hurry < _HURRY_BATCHES else self.max_batch
         batch = list(_next(self._interactive, self.max_batch - min(self.bulk_slice, len(self._bulk))))
         batch += _next(self._bulk, min(share, self.max_batch - len(batch)))
