@@ -18,7 +18,7 @@ import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, Self, TypeVar, cast
 
 T = TypeVar("T")
 
@@ -157,34 +157,60 @@ def search_body(query: str, k: int = 3) -> bytes:
     return json.dumps({"queries": [query], "k": k}).encode()
 
 
-class Connection:
-    """One kept HTTP connection, with as little as a client can do."""
+class Connection(asyncio.Protocol):
+    """One kept HTTP connection, with as little as a client can do: what it costs, it takes from the service."""
 
     def __init__(self, port: int) -> None:
         self.port = port
-        self.writer: asyncio.StreamWriter | None = None
+        self._transport: asyncio.WriteTransport | None = None
 
     async def open(self) -> None:
-        self.reader, self.writer = await asyncio.open_connection("127.0.0.1", self.port)
+        await asyncio.get_running_loop().create_connection(lambda: self, "127.0.0.1", self.port)
 
     async def post(self, body: bytes, path: str = "/v1/search", headers: str = "") -> tuple[int, bool, bytes]:
-        """Status, whether there was a Retry-After, and the body. Raises OSError or IncompleteReadError."""
-        if self.writer is None or self.reader.at_eof():  # the service closed it meanwhile, as every client checks
+        """Status, whether there was a Retry-After, and the body. Raises OSError."""
+        if self._transport is None:  # the first request, or the service closed it meanwhile, as every client checks
             await self.open()
-        assert self.writer is not None
+        assert self._transport is not None
         head = f"POST {path} HTTP/1.1\r\nHost: s\r\nContent-Length: {len(body)}\r\n{headers}\r\n"
-        self.writer.write(head.encode() + body)
-        answered = (await self.reader.readuntil(b"\r\n\r\n")).lower()
-        length = int(answered.partition(b"content-length: ")[2].partition(b"\r\n")[0])
-        content = await self.reader.readexactly(length)
+        self._received = b""
+        self._answered: asyncio.Future[tuple[bytes, bytes]] = asyncio.get_running_loop().create_future()
+        self._transport.write(head.encode() + body)
+        answered, content = await self._answered
         if b"connection: close" in answered:
             self.close()
         return int(answered[9:12]), b"\r\nretry-after:" in answered, content
 
     def close(self) -> None:
-        if self.writer is not None:
-            self.writer.close()
-            self.writer = None
+        if self._transport is not None:
+            self._transport.close()
+            self._transport = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.WriteTransport", transport)  # uvloop's is one in all but name
+        self._answered = asyncio.get_running_loop().create_future()
+
+    def data_received(self, data: bytes) -> None:
+        self._received += data
+        if (whole := _whole(self._received)) and not self._answered.done():
+            self._answered.set_result(whole)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._transport = None
+        if not self._answered.done():
+            self._answered.set_exception(error if isinstance(error, OSError) else ConnectionResetError("hung up"))
+            self._answered.exception()  # nobody may wait for it
+
+
+def _whole(received: bytes) -> tuple[bytes, bytes] | None:
+    """Head, in small letters, and content of a response; None while some of it is missing."""
+    head, end, content = received.partition(b"\r\n\r\n")
+    if not end:
+        return None
+    head = head.lower()
+    return (
+        (head, content) if len(content) == int(head.partition(b"content-length: ")[2].partition(b"\r\n")[0]) else None
+    )
 
 
 def one_by_one(port: int, bodies: Sequence[bytes]) -> list[float]:
@@ -195,22 +221,15 @@ def one_by_one(port: int, bodies: Sequence[bytes]) -> list[float]:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         for body in bodies:
             request = f"POST /v1/search HTTP/1.1\r\nHost: s\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
-            answered = b""
+            received = b""
             began = time.perf_counter()
             connection.sendall(request)
-            while not _is_whole(answered):
-                answered += connection.recv(65_536)
+            while (whole := _whole(received)) is None:
+                received += connection.recv(65_536)
                 ended = time.perf_counter()
+            assert whole[0].startswith(b"http/1.1 200 "), whole
             seconds.append(ended - began)
     return seconds
-
-
-def _is_whole(answered: bytes) -> bool:
-    head, end, content = answered.partition(b"\r\n\r\n")
-    if not end:
-        return False
-    assert head.startswith(b"HTTP/1.1 200 "), head
-    return len(content) == int(head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0])
 
 
 def closed_loop(port: int, bodies: Sequence[bytes], connections: int) -> tuple[float, list[Answer]]:
@@ -244,7 +263,7 @@ def open_loop(port: int, bodies: Sequence[bytes], rate: float, deadline_seconds:
             connection = idle.pop() if idle else Connection(port)
             try:
                 status, retry_after, _ = await connection.post(body, headers=headers)
-            except (OSError, asyncio.IncompleteReadError):
+            except OSError:
                 connection.close()
                 answers.append(Answer(0, time.perf_counter() - due, due - began))
                 return
