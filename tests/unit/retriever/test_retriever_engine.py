@@ -1,6 +1,7 @@
 """The engine over an index of one's own making: it records what it is asked and waits until it is let go."""
 
 import asyncio
+import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import replace
@@ -449,6 +450,21 @@ async def test_closing_answers_what_waits_and_then_refuses(corpus: Corpus, toy: 
     assert await asyncio.gather(first, second) == [[[1]], [[2]]]
     with pytest.raises(NotReady):
         await ask(engine, corpus, "3")
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+async def test_an_engine_whose_thread_ended_says_so(toy: ToyIndex) -> None:
+    engine = engine_of(toy)
+    ended = asyncio.create_task(engine.run(sys.exit))
+
+    async def check_on() -> None:
+        while True:
+            engine.check()
+            await asyncio.sleep(0.01)
+
+    with pytest.raises(NotReady, match="the search engine is not running"):
+        await asyncio.wait_for(check_on(), timeout=30)
+    ended.cancel()
 
 
 async def test_errands_run_in_the_engines_thread_before_what_waits(
