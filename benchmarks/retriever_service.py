@@ -208,14 +208,13 @@ def _whole(received: bytes) -> tuple[bytes, bytes] | None:
     if not end:
         return None
     head = head.lower()
-    return (
-        (head, content) if len(content) == int(head.partition(b"content-length: ")[2].partition(b"\r\n")[0]) else None
-    )
+    length = int(head.partition(b"content-length: ")[2].partition(b"\r\n")[0])
+    return (head, content) if len(content) == length else None
 
 
 def one_by_one(port: int, bodies: Sequence[bytes]) -> list[float]:
-    """Seconds of each request until its last byte is there, on one connection. Blocking, and read only afterwards: a
-    client's event loop and parser would count as the service's."""
+    """Seconds of each request until its last byte is there, on one connection. Blocking, and the clock stops before the
+    answer is looked at: a client's event loop and parser would count as the service's."""
     seconds = []
     with socket.create_connection(("127.0.0.1", port)) as connection:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

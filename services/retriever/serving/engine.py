@@ -174,7 +174,7 @@ class Engine:
             lookup = asyncio.create_task(self._look_up(new, request, self.shared_cache))
             self._lookups.add(lookup)
             lookup.add_done_callback(self._lookups.discard)
-        # From here on the engine is at work: what is done meanwhile costs the caller nothing.
+        # Others are at work now: what is done here meanwhile costs the caller nothing.
         remaining = request.deadline - self._clock()
         expiry = None if patient else self._loop.call_later(max(0.0, remaining), self._expire, request, callers)
         _count(_MISSES, len(new))
