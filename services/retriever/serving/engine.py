@@ -1,33 +1,26 @@
 """Queries -> hits, many callers at a time. No HTTP here, and no passages: hits are rows of a corpus.
 
-    callers (event loop)  --cache, flights, lanes-->  engine thread  --hits-->  callers
+    callers  --cache, flights-->  lanes  --search thread-->  hits  -->  callers
 
-One thread owns encoders and indexes. It takes whatever waits the moment it is free, so a batch is one query when it is
-quiet and grows by itself under load; nobody ever waits for a batch to fill. A query that somebody asked already and
-that is not yet answered is not asked again: it is one flight with several callers.
+All of it happens in the event loop, but for searching (`thread`): a batch is one query when it is quiet and grows by
+itself under load; nobody ever waits for a batch to fill. A query that somebody asked already and that is not yet
+answered is not asked again: it is one flight with several callers.
 """
 
 import asyncio
-import threading
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future
-from dataclasses import dataclass
-from functools import cache
-from typing import TypeVar
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, TypeVar, cast
 
-import structlog
 from prometheus_client import Counter
 
-from searcher.contracts.errors import NotReady, Overloaded, SearcherError
+from searcher.contracts.errors import NotReady, Overloaded
 from services.retriever import metrics
-from services.retriever.index.protocol import NOTHING
 from services.retriever.serving.cache import HitCache, Hits, Key, SharedCache, cache_key
 from services.retriever.serving.lanes import Lanes, Request, Waiting
 from services.retriever.serving.library import Corpus
 from services.retriever.serving.pace import Pace
-
-log = structlog.get_logger()
+from services.retriever.serving.thread import SearchThread
 
 T = TypeVar("T")
 
@@ -41,14 +34,6 @@ _STUCK_SECONDS = 60.0
 """No batch takes so long; a search that does not come back will not."""
 
 _HITS, _MISSES, _COALESCED = (metrics.CACHE_LOOKUPS.labels(outcome) for outcome in ("hit", "miss", "coalesced"))
-
-
-@dataclass
-class _Errand:
-    """Something else that must happen in the engine's thread, between two batches."""
-
-    action: Callable[[], object]
-    done: "Future[object]"
 
 
 class Engine:
@@ -68,43 +53,34 @@ class Engine:
         self.cache = HitCache(cache_entries)
         self.shared_cache = shared_cache
         self._clock = clock
-        self._lanes = Lanes(max_batch=max_batch, bulk_slice=bulk_slice)
-        self._errands: list[_Errand] = []
         self._flights: dict[Key, Waiting] = {}
-        self._lookups: set[asyncio.Task[None]] = set()
-        self.pace = Pace(max_batch)
-        self._proven_at = float("-inf")
-        self._running = self._closing = False
-        self._changed = threading.Lock()
-        """Of the lanes, the errands and the end."""
-        self._bell, self._asleep = threading.Lock(), False
-        self._bell.acquire()
-        self._thread = threading.Thread(target=self._run, name="retriever-engine", daemon=True)
-
-    # -- in the event loop --------------------------------------------------------------------------------------------
+        self._background: set[asyncio.Task[None]] = set()
+        """Reading and writing the shared cache."""
+        self._thread = SearchThread(Lanes(max_batch=max_batch, bulk_slice=bulk_slice), self, clock=clock)
 
     def start(self) -> None:
         self._loop = asyncio.get_running_loop()
-        metrics.WAITING.set_function(lambda: self._estimate_wait(bulk=False)[0])
-        metrics.WAIT_ESTIMATE.set_function(lambda: self._estimate_wait(bulk=False)[1])
-        self._running = True
+        metrics.WAITING.set_function(lambda: self._thread.estimate_wait(bulk=False)[0])
+        metrics.WAIT_ESTIMATE.set_function(lambda: self._thread.estimate_wait(bulk=False)[1])
         self._thread.start()
+
+    @property
+    def pace(self) -> Pace:
+        return self._thread.pace
 
     async def close(self) -> None:
         """Answer what waits, then stop."""
-        await asyncio.gather(*self._lookups)
-        with self._changed:
-            self._closing = True
-            self._wake()
+        await asyncio.gather(*self._background)
+        self._thread.close()
         await asyncio.to_thread(self._thread.join)
         await asyncio.sleep(0)  # what the thread called for last
-        await asyncio.gather(*self._lookups)
+        await asyncio.gather(*self._background)
         if self.shared_cache is not None:
             await self.shared_cache.close()
 
     def check(self) -> None:
         """Raises NotReady if nobody would answer."""
-        if self._closing or not self._running:
+        if not self._thread.is_running:
             raise NotReady("the search engine is not running")
         if (seconds := self.pace.busy_seconds(self._clock())) > _STUCK_SECONDS:
             raise NotReady(f"one search has been running for {seconds:.0f} s")
@@ -112,21 +88,16 @@ class Engine:
     @property
     def is_proven(self) -> bool:
         """A search succeeded a moment ago."""
-        return self._clock() - self._proven_at < _PROOF_SECONDS
+        return self._clock() - self._thread.proven_at < _PROOF_SECONDS
 
     def prove(self) -> None:
         """The golden query succeeded."""
-        self._proven_at = self._clock()
+        self._thread.proven_at = self._clock()
 
     async def run(self, action: Callable[[], T]) -> T:
         """Do it in the engine's thread, before the next batch. For what touches encoders and indexes."""
         self.check()
-        done: Future[object] = Future()
-        with self._changed:
-            self._errands.append(_Errand(action, done))
-            self._wake()
-        result: T = await asyncio.wrap_future(done)  # type: ignore[arg-type]
-        return result
+        return cast("T", await asyncio.wrap_future(self._thread.send(action)))
 
     async def search(
         self,
@@ -171,9 +142,7 @@ class Engine:
         if self.shared_cache is None:
             self._enqueue(new, request)
         elif new:
-            lookup = asyncio.create_task(self._look_up(new, request, self.shared_cache))
-            self._lookups.add(lookup)
-            lookup.add_done_callback(self._lookups.discard)
+            self._in_background(self._look_up(new, request, self.shared_cache))
         # Others are at work now: what is done here meanwhile costs the caller nothing.
         remaining = request.deadline - self._clock()
         expiry = None if patient else self._loop.call_later(max(0.0, remaining), self._expire, request, callers)
@@ -215,8 +184,7 @@ class Engine:
                 hurry = not request.bulk and all(other.bulk for other in flight.requests)
                 flight.requests.append(request)
                 if hurry:
-                    with self._changed:
-                        self._lanes.promote(flight)
+                    self._thread.promote(flight)
             callers[key] = self._loop.create_future()
             flight.callers.append(callers[key])
         return callers, new
@@ -229,21 +197,12 @@ class Engine:
 
     def _enqueue(self, jobs: list[Waiting], request: Request) -> None:
         if jobs:
-            with self._changed:
-                self._lanes.add(jobs, bulk=request.bulk)
-                self._wake()
-
-    def _wake(self) -> None:
-        """Ring for the engine's thread, if it sleeps. Called with the lock held. A bare lock is the bell: waking is on
-        every quiet query's way, and a threading.Condition takes twice as long."""
-        if self._asleep:
-            self._asleep = False
-            self._bell.release()
+            self._thread.add(jobs, bulk=request.bulk)
 
     async def _admit(self, num_queries: int, request: Request, *, patient: bool) -> None:
         """When nobody else waits, any request is served, however short its deadline: that mends a wrong estimate."""
         while True:
-            ahead, seconds = self._estimate_wait(bulk=request.bulk)
+            ahead, seconds = self._thread.estimate_wait(bulk=request.bulk)
             remaining = request.deadline - self._clock()
             if not ahead or seconds + self.pace.seconds_for(num_queries) <= _PART_OF_DEADLINE * remaining:
                 return
@@ -251,11 +210,6 @@ class Engine:
                 metrics.REJECTED.labels("overloaded").inc(num_queries)
                 raise Overloaded(f"{ahead} queries wait, about {seconds:.1f} s", retry_after_seconds=seconds)
             await asyncio.sleep(_LOOK_AGAIN_SECONDS)
-
-    def _estimate_wait(self, *, bulk: bool) -> tuple[int, float]:
-        """Queries ahead of one that arrives now, and seconds until it is its turn."""
-        ahead = self._lanes.ahead(bulk=bulk)
-        return ahead + self.pace.in_hand, self.pace.seconds_until(ahead, self._clock())
 
     def _settle(self, jobs: Sequence[Waiting], outcomes: Sequence[Hits | Exception]) -> None:
         """Hand over to all callers. Called in the event loop."""
@@ -285,124 +239,29 @@ class Engine:
             waited = self._clock() - job.since
             self._settle([job], [Overloaded(f"waited {waited:.1f} s", retry_after_seconds=waited)])
 
-    def _share(self, jobs: Sequence[Waiting], outcomes: Sequence[Hits]) -> None:
-        assert self.shared_cache is not None
-        entries = {job.key: hits for job, hits in zip(jobs, outcomes, strict=True)}
-        task = asyncio.ensure_future(self.shared_cache.put(entries))
-        self._lookups.add(task)
-        task.add_done_callback(self._lookups.discard)
-
-    # -- in the engine's thread ---------------------------------------------------------------------------------------
-
-    def _run(self) -> None:
-        try:
-            while self._wait():
-                self._do_errands()
-                wanted = self._wanted(self._take())
-                self.pace.in_hand = len(wanted)
-                for (corpus, k), jobs in _alike(wanted).items():
-                    self._answer(corpus, k, jobs)
-        finally:
-            self._running = False
-
-    def _wait(self) -> bool:
-        """Until there is something to do; False once closing and there is nothing."""
-        while True:
-            with self._changed:
-                something = bool(len(self._lanes) or self._errands)
-                if something or self._closing:
-                    return something
-                self._asleep = True
-            self._bell.acquire()
-
-    def _take(self) -> list[Waiting]:
-        with self._changed:
-            batch = self._lanes.take()
-            self.pace.take(len(batch), self._clock())
-            return batch
-
-    def _do_errands(self) -> None:
-        if not self._errands:
+    def _found(self, jobs: Sequence[Waiting], outcomes: Sequence[Hits | Exception]) -> None:
+        self._settle(jobs, outcomes)
+        if self.shared_cache is None:
             return
-        with self._changed:
-            errands, self._errands = self._errands, []
-        for errand in errands:
-            if not errand.done.set_running_or_notify_cancel():
-                continue
-            try:
-                errand.done.set_result(errand.action())
-            except Exception as error:  # whoever sent for it gets it, and the thread lives on
-                errand.done.set_exception(error)
+        entries = {job.key: hits for job, hits in zip(jobs, outcomes, strict=True) if isinstance(hits, Hits)}
+        if entries:
+            self._in_background(self.shared_cache.put(entries))
 
-    def _wanted(self, batch: list[Waiting]) -> list[Waiting]:
-        """Without those that nobody waits for any more, and those whose deadline will be over when the batch is done:
-        they are dropped before they cost anything. Unless that were all: an estimate that is wrong must be mended."""
-        taken_at, done_at = self.pace.busy_since, self.pace.done_at(len(batch))
-        wanted, too_late = list[Waiting](), list[Waiting]()
-        for job in batch:
-            metrics.QUEUE_SECONDS.observe(taken_at - job.since)
-            if job.is_left:
-                self._loop.call_soon_threadsafe(self._give_up, job, float("-inf"))
-            elif job.is_begun or done_at <= job.deadline:
-                wanted.append(job)
-            else:
-                too_late.append(job)
-        if not wanted and too_late and taken_at <= too_late[0].deadline:
-            wanted.append(too_late.pop(0))
-        for job in too_late:
-            self._loop.call_soon_threadsafe(self._give_up, job, job.deadline)
-        for job in wanted:
-            for request in job.requests:
-                request.begun = True
-        return wanted
+    def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
 
-    def _answer(self, corpus: Corpus, k: int, jobs: list[Waiting]) -> None:
-        self.pace.busy_since = self._clock()
-        try:
-            hits = _search(corpus, k, jobs)
-        except Exception as error:  # each caller gets it, and the thread lives on
-            if not isinstance(error, SearcherError):
-                log.error("search failed", corpus=corpus.name, queries=len(jobs), exc_info=error)
-            self._tell(jobs, [error] * len(jobs))
-        else:
-            _searched(corpus.name).inc(len(jobs))
-            self._proven_at = self._clock()
-            self._tell(jobs, hits)
-            if self.shared_cache is not None:
-                self._loop.call_soon_threadsafe(self._share, jobs, hits)
+    # -- told by the search thread ------------------------------------------------------------------------------------
 
-    def _tell(self, jobs: list[Waiting], outcomes: Sequence[Hits | Exception]) -> None:
-        self.pace.learn(len(jobs), self._clock())  # before the callers, lest they find themselves still waiting
-        metrics.BATCH_QUERIES.observe(len(jobs))
-        self._loop.call_soon_threadsafe(self._settle, jobs, outcomes)
+    def answered(self, jobs: Sequence[Waiting], outcomes: Sequence[Hits | Exception]) -> None:
+        self._loop.call_soon_threadsafe(self._found, jobs, outcomes)
+
+    def given_up(self, job: Waiting, deadline: float) -> None:
+        self._loop.call_soon_threadsafe(self._give_up, job, deadline)
 
 
 def _count(counter: Counter, number: int) -> None:
     """Adding nothing costs a query as much as adding something."""
     if number:
         counter.inc(number)
-
-
-@cache
-def _searched(corpus: str) -> Counter:
-    return metrics.SEARCHED.labels(corpus)
-
-
-def _alike(jobs: list[Waiting]) -> dict[tuple[Corpus, int], list[Waiting]]:
-    """One search per corpus and k: an approximate index finds other passages when it looks deeper, and nobody's answer
-    depends on who else asks."""
-    groups: dict[tuple[Corpus, int], list[Waiting]] = {}
-    for job in jobs:
-        groups.setdefault((job.corpus, job.k), []).append(job)
-    return groups
-
-
-def _search(corpus: Corpus, k: int, jobs: list[Waiting]) -> list[Hits]:
-    rows_QK, scores_QK = corpus.index.search([job.query for job in jobs], k)
-    return [_hits(rows_K, scores_K) for rows_K, scores_K in zip(rows_QK.tolist(), scores_QK.tolist(), strict=True)]
-
-
-def _hits(rows_K: list[int], scores_K: list[float]) -> Hits:
-    """What was found: rows of a corpus smaller than k end with NOTHING."""
-    found = len(rows_K) if NOTHING not in rows_K else rows_K.index(NOTHING)
-    return Hits(tuple(rows_K[:found]), tuple(scores_K[:found]))
