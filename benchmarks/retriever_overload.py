@@ -10,6 +10,8 @@ before) above 0.15 says that neighbours took so much of the machine that it shou
 
 import asyncio
 import time
+from dataclasses import dataclass
+from pathlib import Path
 
 from benchmarks.measure import median, percentile, report, table
 from benchmarks.retriever_service import (
@@ -51,12 +53,28 @@ def overload_and_recover(
     return answers, (drained - last) + time.perf_counter() - began
 
 
-def main() -> None:
-    options = arguments(__doc__)
-    index_dir = ensure_index(options.index)
-    seconds, num_capacity = (10.0, 1_500) if options.quick else (60.0, 3_000)
-    asked = [search_body(query) for query in questions()]
-    with Service(index_dir, threads=options.threads, cache_entries=0) as service:
+@dataclass(frozen=True)
+class Overloaded:
+    """What was measured in one service, in queries per second, bytes and seconds."""
+
+    capacity_before: float
+    capacity_after: float
+    answers: list[Answer]
+    recovery: float
+    memory_before: float
+    memory_after: float
+
+    @property
+    def capacity(self) -> float:
+        return (self.capacity_before + self.capacity_after) / 2
+
+    @property
+    def lasted(self) -> float:
+        return max(answer.at for answer in self.answers)
+
+
+def measure(index_dir: Path, threads: int, asked: list[bytes], seconds: float, num_capacity: int) -> Overloaded:
+    with Service(index_dir, threads=threads, cache_entries=0) as service:
         in_client_process(closed_loop, service.port, asked[:300], CONNECTIONS)
         _, alone = in_client_process(closed_loop, service.port, asked[:100], 1)
         usual = median(answer.seconds for answer in alone)
@@ -66,49 +84,54 @@ def main() -> None:
             return num_capacity / taken
 
         capacity()  # the first is too low: the machine wakes up
-        before = capacity()
-        arrivals = int(2 * before * seconds)
-        bodies = [asked[n % len(asked)] for n in range(arrivals)]
-        memory = service.metrics()[ANON]
+        before, memory_before = capacity(), service.metrics()[ANON]
+        bodies = [asked[n % len(asked)] for n in range(int(2 * before * seconds))]
         answers, recovery = in_client_process(
             overload_and_recover, service.port, bodies, 2 * before, asked[-200:], usual
         )
         memory_after = service.metrics()[ANON]
-        after = capacity()
-    lasted = max(answer.at for answer in answers)
-    good = [answer for answer in answers if answer.status == 200 and answer.seconds <= DEADLINE_SECONDS]
-    late = [answer for answer in answers if answer.status == 200 and answer.seconds > DEADLINE_SECONDS]
-    refused = [answer for answer in answers if answer.status == 503 and answer.retry_after]
-    other = len(answers) - len(good) - len(late) - len(refused)
-    goodput, carried = len(good) / lasted, (before + after) / 2
-    good_seconds, refused_seconds = ([answer.seconds for answer in part] for part in (good, refused))
-    table(
-        [
-            ("", "q/s", "p50 s", "p99 s"),
-            ("capacity before", before, "", ""),
-            ("offered", len(answers) / lasted, "", ""),
-            ("good", goodput, percentile(good_seconds, 50), percentile(good_seconds, 99)),
-            ("late", len(late) / lasted, "", ""),
-            ("refused", len(refused) / lasted, percentile(refused_seconds, 50), percentile(refused_seconds, 99)),
-            ("anything else", other / lasted, "", ""),
-            ("capacity after", after, "", ""),
-        ]
-    )
+        return Overloaded(before, capacity(), answers, recovery, memory_before, memory_after)
+
+
+def kind_of(answer: Answer) -> str:
+    if answer.status == 200:
+        return "good" if answer.seconds <= DEADLINE_SECONDS else "late"
+    return "refused" if answer.status == 503 and answer.retry_after else "anything else"
+
+
+def main() -> None:
+    options = arguments(__doc__)
+    seconds, num_capacity = (10.0, 1_500) if options.quick else (60.0, 3_000)
+    asked = [search_body(query) for query in questions()]
+    found = measure(ensure_index(options.index), options.threads, asked, seconds, num_capacity)
+
+    seconds_of: dict[str, list[float]] = {kind: [] for kind in ("good", "late", "refused", "anything else")}
+    for answer in found.answers:
+        seconds_of[kind_of(answer)].append(answer.seconds)
+    offered = len(found.answers) / found.lasted
+    rows: list[tuple[object, ...]] = [
+        ("", "q/s", "p50 s", "p99 s"),
+        ("capacity before", found.capacity_before, "", ""),
+        ("offered", offered, "", ""),
+    ]
+    for kind, waited in seconds_of.items():
+        rows.append((kind, len(waited) / found.lasted, *(percentile(waited, p) if waited else "" for p in (50, 99))))
+    table([*rows, ("capacity after", found.capacity_after, "", "")])
     report(
         "retriever_overload",
-        ratio=goodput / carried,
+        ratio=len(seconds_of["good"]) / found.lasted / found.capacity,
         goal=GOAL,
-        seconds=round(lasted, 1),
-        capacity_spread=round(abs(before - after) / carried, 2),
-        offered_over_capacity=round(len(answers) / lasted / carried, 2),
-        late=len(late),
-        refused=len(refused),
-        neither_200_nor_503_with_retry_after=other,
-        p99_of_good_seconds=round(percentile(good_seconds, 99), 3),
+        seconds=round(found.lasted, 1),
+        capacity_spread=round(abs(found.capacity_before - found.capacity_after) / found.capacity, 2),
+        offered_over_capacity=round(offered / found.capacity, 2),
+        late=len(seconds_of["late"]),
+        refused=len(seconds_of["refused"]),
+        neither_200_nor_503_with_retry_after=len(seconds_of["anything else"]),
+        p99_of_good_seconds=round(percentile(seconds_of["good"], 99), 3),
         deadline_seconds=DEADLINE_SECONDS,
-        own_memory_growth_mib=round((memory_after - memory) / 2**20, 1),
-        own_memory_mib=round(memory_after / 2**20, 1),
-        recovery_seconds=round(recovery, 3),
+        own_memory_growth_mib=round((found.memory_after - found.memory_before) / 2**20, 1),
+        own_memory_mib=round(found.memory_after / 2**20, 1),
+        recovery_seconds=round(found.recovery, 3),
         recovery_goal_seconds=GOAL_RECOVERY,
         threads=options.threads,
     )
