@@ -69,7 +69,7 @@ def serve(app: FastAPI, settings: ServiceSettings, *, native_loop: bool = False)
         timeout_graceful_shutdown=settings.shutdown_seconds,
         timeout_keep_alive=75,
         loop="uvloop" if native_loop else "asyncio",
-        http="searcher.servicekit.whole:WholeResponses" if native_loop else "h11",
+        http="searcher.servicekit.direct:DirectHttp" if native_loop else "h11",
     )
     _DrainingServer(config, app, settings.drain_seconds).run()
 

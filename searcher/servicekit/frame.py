@@ -11,18 +11,33 @@ import hmac
 import time
 from base64 import b64decode
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from fastapi import FastAPI
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from searcher.contracts.errors import TooLarge, Unauthorized
+from searcher.servicekit.call import Call, Reply
 from searcher.servicekit.errors import error_response
 from searcher.servicekit.metrics import RequestMetrics
 
 OPEN_PATHS = frozenset({"/healthz", "/readyz", "/metrics", "/openapi.json", "/docs", "/docs/oauth2-redirect"})
+
+
+class Direct(Protocol):
+    """What answers at one path."""
+
+    path: str
+
+    async def reply(self, call: Call) -> Reply:
+        """Errors are replies too."""
+        ...
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """The same as an ASGI application."""
+        ...
 
 
 class Framed(FastAPI):
@@ -32,31 +47,31 @@ class Framed(FastAPI):
         """Without `keys`, everybody may ask."""
         super().__init__(**fastapi)
         self.state.draining = False
-        self.direct: dict[str, ASGIApp] = {}
+        self.direct: dict[str, Direct] = {}
         """By path: what answers POST requests in place of the route that documents it."""
         self._keys, self._max_body_bytes = keys, max_body_bytes
-        self._metrics = RequestMetrics(service)
+        self.metrics = RequestMetrics(service)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await super().__call__(scope, receive, send)
             return
         passing = _Passing(self, self._max_body_bytes, receive, send)
-        self._metrics.in_flight += 1
+        self.metrics.in_flight += 1
         started = time.perf_counter()
         try:
-            if refusal := self._refusal(scope):
+            if refusal := self.refusal(scope):
                 await refusal(scope, receive, passing.send)
             elif scope["method"] == "POST" and (direct := self.direct.get(scope["path"])):
                 await direct(scope, passing.receive, passing.send)
             else:
                 await super().__call__(scope, passing.receive, passing.send)
         finally:
-            self._metrics.in_flight -= 1
+            self.metrics.in_flight -= 1
             route = getattr(scope.get("route"), "path", "unmatched")
-            self._metrics.observe(scope["method"], route, passing.code, time.perf_counter() - started)
+            self.metrics.observe(scope["method"], route, passing.code, time.perf_counter() - started)
 
-    def _refusal(self, scope: Scope) -> JSONResponse | None:
+    def refusal(self, scope: Scope) -> JSONResponse | None:
         """For what can be told before the body is read."""
         if self._keys and scope["path"] not in OPEN_PATHS and not holds_token(scope, self._keys):
             error = Unauthorized("send the token of SEARCHER_API_KEY_FILE as 'Authorization: Bearer …'")

@@ -19,8 +19,9 @@ from searcher.clients.reward import RemoteRewardClient
 from searcher.contracts.errors import InvalidInput, Overloaded
 from searcher.contracts.score import RuleSet, Score, ScoreItem, ScoreRequest, ScoreResponse
 from searcher.servicekit.app import create_service
+from searcher.servicekit.call import Call
 from searcher.servicekit.frame import Framed
-from searcher.servicekit.posts import Call, add_post, invalid_body
+from searcher.servicekit.posts import add_post, invalid_body
 from services.reward.catalogue import catalogue
 from services.reward.dropin import KnownQuestions, RewardRequest, items_of
 from services.reward.engine import group_of, score

@@ -20,8 +20,9 @@ from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field
 from searcher.contracts.base import Name
 from searcher.contracts.errors import InvalidInput
 from searcher.contracts.search import Passage
+from searcher.servicekit.call import Call
 from searcher.servicekit.frame import Framed
-from searcher.servicekit.posts import Call, add_post, invalid_body
+from searcher.servicekit.posts import add_post, invalid_body
 from services.retriever.backend import DEFAULT, Ask, Backend
 from services.retriever.index.manifest import SourceForm
 

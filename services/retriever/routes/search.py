@@ -10,8 +10,9 @@ from searcher.contracts.base import Contract, Name
 from searcher.contracts.errors import InvalidInput
 from searcher.contracts.search import CorpusInfo, SearchRequest, SearchResponse
 from searcher.servicekit.app import require_admin
+from searcher.servicekit.call import Call
 from searcher.servicekit.frame import Framed
-from searcher.servicekit.posts import Call, add_post, invalid_body
+from searcher.servicekit.posts import add_post, invalid_body
 from services.retriever.backend import DEFAULT, Ask, Backend, Found
 from services.retriever.serving.shelf import Shelf
 from services.retriever.settings import RetrieverSettings

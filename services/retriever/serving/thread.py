@@ -181,10 +181,11 @@ class SearchThread:
             outcomes = [error] * len(jobs)
         else:
             self.proven_at = self._clock()
-            _searched(corpus.name).inc(len(jobs))
-        metrics.BATCH_QUERIES.observe(len(jobs))
         self.pace.learn(len(jobs), self._clock())  # before the callers hear, lest they find themselves still waiting
         self._hear.answered(jobs, outcomes)
+        metrics.BATCH_QUERIES.observe(len(jobs))
+        if not isinstance(outcomes[0], Exception):
+            _searched(corpus.name).inc(len(jobs))
 
 
 @cache

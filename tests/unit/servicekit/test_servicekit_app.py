@@ -15,7 +15,8 @@ from pydantic import ValidationError
 from searcher.contracts.errors import InvalidInput, NotReady, Overloaded
 from searcher.contracts.search import SearchRequest
 from searcher.servicekit.app import create_service
-from searcher.servicekit.posts import Call, add_post
+from searcher.servicekit.call import Call
+from searcher.servicekit.posts import add_post
 from searcher.servicekit.settings import ServiceSettings, SharedSettings
 
 pytestmark = pytest.mark.anyio

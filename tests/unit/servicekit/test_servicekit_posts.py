@@ -5,8 +5,8 @@ import pytest
 from starlette.types import Message
 
 from searcher.contracts.errors import InvalidInput
+from searcher.servicekit.call import Call
 from searcher.servicekit.line import HungUp, Line
-from searcher.servicekit.posts import Call
 
 pytestmark = pytest.mark.anyio
 
