@@ -182,7 +182,7 @@ class SearchThread:
         else:
             self.proven_at = self._clock()
         self.pace.learn(len(jobs), self._clock())  # before the callers hear, lest they find themselves still waiting
-        self._hear.answered(jobs, outcomes)
+        self._hear.answered(jobs, outcomes)  # and before anything is counted, for which nobody should wait
         metrics.BATCH_QUERIES.observe(len(jobs))
         if not isinstance(outcomes[0], Exception):
             _searched(corpus.name).inc(len(jobs))
