@@ -4,14 +4,18 @@
 
 Capacity: 64 connections in a closed loop. Then an open loop at twice that rate: Poisson arrivals, deadline 2 s, latency
 counted from when a request should have been sent. Good is what is answered inside its deadline. Recovery: the time
-after the last arrival until a request alone is answered within twice its usual time. A capacity spread (after against
-before) above 0.15 says that neighbours took so much of the machine that it should be measured again.
+after the last arrival until a request alone is answered within twice its usual time.
+
+Capacity and overload in turns, in one service, since a machine's speed may drift by more than what is measured: each
+round's goodput is held against the mean of the capacities before and after it. A capacity spread above 0.15 says that
+neighbours took so much of the machine that it should be measured again.
 """
 
 import asyncio
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from itertools import chain
 
 from benchmarks.measure import median, percentile, report, table
 from benchmarks.retriever_service import (
@@ -54,15 +58,13 @@ def overload_and_recover(
 
 
 @dataclass(frozen=True)
-class Overloaded:
-    """What was measured in one service, in queries per second, bytes and seconds."""
+class Round:
+    """Queries per second and seconds."""
 
     capacity_before: float
     capacity_after: float
     answers: list[Answer]
     recovery: float
-    memory_before: float
-    memory_after: float
 
     @property
     def capacity(self) -> float:
@@ -72,25 +74,17 @@ class Overloaded:
     def lasted(self) -> float:
         return max(answer.at for answer in self.answers)
 
+    @property
+    def offered(self) -> float:
+        return len(self.answers) / self.lasted
 
-def measure(index_dir: Path, threads: int, asked: list[bytes], seconds: float, num_capacity: int) -> Overloaded:
-    with Service(index_dir, threads=threads, cache_entries=0) as service:
-        in_client_process(closed_loop, service.port, asked[:300], CONNECTIONS)
-        _, alone = in_client_process(closed_loop, service.port, asked[:100], 1)
-        usual = median(answer.seconds for answer in alone)
+    @property
+    def goodput(self) -> float:
+        return sum(kind_of(answer) == "good" for answer in self.answers) / self.lasted
 
-        def capacity() -> float:
-            taken, _ = in_client_process(closed_loop, service.port, asked[:num_capacity], CONNECTIONS)
-            return num_capacity / taken
-
-        capacity()  # the first is too low: the machine wakes up
-        before, memory_before = capacity(), service.metrics()[ANON]
-        bodies = [asked[n % len(asked)] for n in range(int(2 * before * seconds))]
-        answers, recovery = in_client_process(
-            overload_and_recover, service.port, bodies, 2 * before, asked[-200:], usual
-        )
-        memory_after = service.metrics()[ANON]
-        return Overloaded(before, capacity(), answers, recovery, memory_before, memory_after)
+    @property
+    def ratio(self) -> float:
+        return self.goodput / self.capacity
 
 
 def kind_of(answer: Answer) -> str:
@@ -99,39 +93,77 @@ def kind_of(answer: Answer) -> str:
     return "refused" if answer.status == 503 and answer.retry_after else "anything else"
 
 
+def measure(
+    service: Service, asked: list[bytes], *, num_rounds: int, seconds: float, num_capacity: int
+) -> Iterator[Round]:
+    in_client_process(closed_loop, service.port, asked[:300], CONNECTIONS)
+    _, alone = in_client_process(closed_loop, service.port, asked[:100], 1)
+    usual = median(answer.seconds for answer in alone)
+
+    def capacity() -> float:
+        taken, _ = in_client_process(closed_loop, service.port, asked[:num_capacity], CONNECTIONS)
+        return num_capacity / taken
+
+    capacity()  # the first is too low: the machine wakes up
+    before = capacity()
+    for _ in range(num_rounds):
+        bodies = [asked[n % len(asked)] for n in range(int(2 * before * seconds))]
+        answers, recovery = in_client_process(
+            overload_and_recover, service.port, bodies, 2 * before, asked[-200:], usual
+        )
+        after = capacity()
+        yield Round(before, after, answers, recovery)
+        before = after
+
+
 def main() -> None:
     options = arguments(__doc__)
-    seconds, num_capacity = (10.0, 1_500) if options.quick else (60.0, 3_000)
+    num_rounds, seconds, num_capacity = (2, 10.0, 1_500) if options.quick else (3, 60.0, 3_000)
     asked = [search_body(query) for query in questions()]
-    found = measure(ensure_index(options.index), options.threads, asked, seconds, num_capacity)
+    with Service(ensure_index(options.index), threads=options.threads, cache_entries=0) as service:
+        memory, rounds = list[float](), list[Round]()
+        for found in measure(service, asked, num_rounds=num_rounds, seconds=seconds, num_capacity=num_capacity):
+            rounds.append(found)
+            memory.append(service.metrics()[ANON] / 2**20)
 
     seconds_of: dict[str, list[float]] = {kind: [] for kind in ("good", "late", "refused", "anything else")}
-    for answer in found.answers:
+    for answer in chain.from_iterable(found.answers for found in rounds):
         seconds_of[kind_of(answer)].append(answer.seconds)
-    offered = len(found.answers) / found.lasted
-    rows: list[tuple[object, ...]] = [
-        ("", "q/s", "p50 s", "p99 s"),
-        ("capacity before", found.capacity_before, "", ""),
-        ("offered", offered, "", ""),
-    ]
-    for kind, waited in seconds_of.items():
-        rows.append((kind, len(waited) / found.lasted, *(percentile(waited, p) if waited else "" for p in (50, 99))))
-    table([*rows, ("capacity after", found.capacity_after, "", "")])
+    table(
+        [
+            ("round", "capacity q/s", "after", "offered q/s", "good q/s", "ratio", "recovery s", "memory MiB"),
+            *(
+                (n, r.capacity_before, r.capacity_after, r.offered, r.goodput, r.ratio, r.recovery, mib)
+                for n, (r, mib) in enumerate(zip(rounds, memory, strict=True), start=1)
+            ),
+        ]
+    )
+    print()
+    table(
+        [
+            ("", "requests", "p50 s", "p99 s"),
+            *(
+                (kind, len(waited), *(percentile(waited, p) if waited else "" for p in (50, 99)))
+                for kind, waited in seconds_of.items()
+            ),
+        ]
+    )
+    capacities = [rounds[0].capacity_before, *(r.capacity_after for r in rounds)]
     report(
         "retriever_overload",
-        ratio=len(seconds_of["good"]) / found.lasted / found.capacity,
+        ratio=median([r.ratio for r in rounds]),
         goal=GOAL,
-        seconds=round(found.lasted, 1),
-        capacity_spread=round(abs(found.capacity_before - found.capacity_after) / found.capacity, 2),
-        offered_over_capacity=round(offered / found.capacity, 2),
+        ratio_per_round=[round(r.ratio, 3) for r in rounds],
+        seconds_per_round=round(median([r.lasted for r in rounds]), 1),
+        capacity_spread=round((max(capacities) - min(capacities)) / median(capacities), 2),
+        offered_over_capacity=round(median([r.offered / r.capacity for r in rounds]), 2),
         late=len(seconds_of["late"]),
         refused=len(seconds_of["refused"]),
         neither_200_nor_503_with_retry_after=len(seconds_of["anything else"]),
         p99_of_good_seconds=round(percentile(seconds_of["good"], 99), 3),
         deadline_seconds=DEADLINE_SECONDS,
-        own_memory_growth_mib=round((found.memory_after - found.memory_before) / 2**20, 1),
-        own_memory_mib=round(found.memory_after / 2**20, 1),
-        recovery_seconds=round(found.recovery, 3),
+        own_memory_mib=[round(mib, 1) for mib in memory],
+        recovery_seconds=round(max(r.recovery for r in rounds), 3),
         recovery_goal_seconds=GOAL_RECOVERY,
         threads=options.threads,
     )
