@@ -28,7 +28,7 @@ from pathlib import Path
 import uvicorn
 from fastapi import FastAPI
 
-from benchmarks.measure import report, table
+from benchmarks.measure import free_port, report, table
 from searcher.clients.evaluator import EvaluatorClient
 from searcher.contracts.errors import SearcherError
 from searcher.contracts.question import Question, RolloutRequest
@@ -289,12 +289,6 @@ def serving(app: FastAPI) -> Iterator[str]:
         yield f"http://127.0.0.1:{listener.getsockname()[1]}"
         server.should_exit = server.force_exit = True
         thread.join()
-
-
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -1,9 +1,12 @@
 """What all benchmarks share: medians of alternating rounds, a table for people, one JSON line for machines."""
 
 import json
+import socket
 import statistics
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 
 def median(values: Iterable[float]) -> float:
@@ -36,3 +39,14 @@ def table(rows: Sequence[Sequence[object]]) -> None:
 def report(name: str, *, ratio: float, goal: float, **measured: object) -> None:
     """The last line of a benchmark."""
     print(json.dumps({"name": name, "ratio": round(ratio, 4), "goal": goal, **measured}))
+
+
+def chunks(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
+    for start in range(0, len(items), size):
+        yield items[start : start + size]
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port: int = listener.getsockname()[1]
+        return port

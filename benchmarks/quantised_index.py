@@ -75,11 +75,12 @@ def run(options: argparse.Namespace, encoder: Encoder, scratch: Path) -> None:
     rows: list[tuple[object, ...]] = [
         ("kind", "candidates", "probes", "recall@10", "memory MB", "flat ÷ it", *(f"{q}q: flat ÷ it" for q in _BATCHES))
     ]
-    results = {}
+    results: dict[str, dict[str, object]] = {}
+    recalls: dict[str, float] = {}
     for kind in KINDS[:1] if options.quick else KINDS:
         codes_at = scratch / kind
         index, settings = built(kind, vectors_ND, tuning, codes_at, threads)
-        recall = test.recall(index)
+        recall = recalls[kind] = test.recall(index)
         memory = memory_of(kind, vectors_at, codes_at, scratch / "queries.npy")
         times = {
             q: alternate(rounds, *(lambda s=s, q=q: ms(s, questions_QD[:q]) for s in (flat, index))) for q in _BATCHES
@@ -102,7 +103,7 @@ def run(options: argparse.Namespace, encoder: Encoder, scratch: Path) -> None:
     table(rows)
     report(
         "quantised_index",
-        ratio=results["pqfs"]["recall"],  # type: ignore[arg-type]
+        ratio=recalls["pqfs"],
         goal=RECALL_GOAL,
         memory_goal=MEMORY_GOAL,
         passages=len(vectors_ND),

@@ -15,10 +15,12 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self, TypeVar, cast
+
+from benchmarks.measure import free_port
 
 T = TypeVar("T")
 
@@ -64,12 +66,6 @@ def questions() -> list[str]:
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The service
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-        return port
 
 
 class Service:
@@ -288,8 +284,3 @@ def _run(work: Any) -> Any:
     import uvloop
 
     return uvloop.run(work)
-
-
-def chunks(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
-    for start in range(0, len(items), size):
-        yield items[start : start + size]

@@ -18,12 +18,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measure import median, percentile, report, table
+from benchmarks.measure import chunks, median, percentile, report, table
 from benchmarks.retriever_service import (
     Service,
     Worker,
     arguments,
-    chunks,
     closed_loop,
     ensure_index,
     mean_batch,

@@ -15,14 +15,13 @@ import gzip
 import json
 import os
 import re
-import socket
 import string
 import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -34,13 +33,17 @@ from typing import Any
 import psutil
 import requests
 
-from benchmarks.measure import alternate, median, report, table
+from benchmarks.measure import alternate, chunks, free_port, median, report, table
 from searcher.clients.reward import RewardClient
 from searcher.contracts.score import ScoreItem
 from services.reward.dropin import segments_of
 
 CALLERS, GROUP, STEP, GOAL = 4, 16, 256, 20.0
 RULES = "r1-searcher-qwen"
+Way = tuple[int, str]
+"""Trajectories a call, and the rules."""
+PUBLISHED: Way = (1, "as published")
+OUR_WAYS: tuple[Way, ...] = ((GROUP, RULES), (STEP, RULES), (GROUP, "searcher"), (STEP, "searcher"))
 FILE = "hotpotqa_qwen"
 PUBLISHED_MEAN = 0.6407
 PROMPT = "The User asks a question, and the Assistant solves it.\n\nUser:{}\nAssistant: <think>"
@@ -214,11 +217,6 @@ def serving(command: list[str], port: int, **environment: str) -> Iterator[Serve
         process.wait(timeout=30)
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
-
-
 def measured(server: Server, work: Callable[[str], list[float]]) -> Round:
     started, server_started, caller_started = time.perf_counter(), server.cpu_seconds(), time.process_time()
     totals = work(server.url)
@@ -238,6 +236,41 @@ def item(row: dict[str, Any], at: int) -> ScoreItem:
     return ScoreItem(id=str(at), question=question, answers=row["answer"], segments=segments, num_searches=searches)
 
 
+def read_items(data: Path) -> tuple[list[str], list[ScoreItem]]:
+    """The published trajectories, as whole texts and as what we score."""
+    with gzip.open(data / "r1_searcher" / "trajectories" / f"{FILE}.jsonl.gz", "rt", encoding="utf-8") as lines:
+        rows = [json.loads(line) for line in lines]
+    texts = [PROMPT.format(row["question"]) + row["gen_text_store"] + END for row in rows]
+    return texts, [item(row, at) for at, row in enumerate(rows)]
+
+
+def measure(data: Path, *, rounds: int, repeats: int) -> dict[Way, list[Round]]:
+    """Rounds by way: the published one, then ours."""
+    questions = data / "r1_searcher" / "eval_set" / "hotpotqa_500.jsonl"
+    texts, items = read_items(data)
+    groups, steps = (list(chunks(items * repeats, size)) for size in (GROUP, STEP))
+    calls = {GROUP: groups, STEP: steps}
+    ours_port, theirs_port = free_port(), free_port()
+    with tempfile.TemporaryDirectory() as scratch:
+        published = [sys.executable, "-m", "benchmarks.reward_throughput", "--serve-published", str(theirs_port)]
+        with (
+            serving([*published, str(questions), f"{scratch}/log.jsonl"], theirs_port) as theirs,
+            serving([sys.executable, "-m", "services.reward"], ours_port, REWARD_PORT=str(ours_port)) as ours,
+        ):
+            found = alternate(
+                rounds,
+                lambda: measured(theirs, lambda url: published_calls(url, texts)),
+                *(partial(measured, ours, partial(asked_us, calls[size], rules)) for size, rules in OUR_WAYS),
+            )
+    return dict(zip((PUBLISHED, *OUR_WAYS), found, strict=True))
+
+
+def check_same_rewards(found: Mapping[Way, list[Round]]) -> None:
+    same = [round(found[way][0].mean_reward, 4) for way in found if way == PUBLISHED or way[1] == RULES]
+    if set(same) != {PUBLISHED_MEAN}:
+        sys.exit(f"mean rewards are {same}, but {PUBLISHED_MEAN} is published: these are not the same rewards")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path(os.environ.get("SEARCHER_DATA", "../shared/data")))
@@ -250,53 +283,28 @@ def main() -> None:
         return
 
     rounds, repeats = (2, 4) if arguments.quick else (5, 20)
-    folder = arguments.data / "r1_searcher"
-    questions = folder / "eval_set" / "hotpotqa_500.jsonl"
-    with gzip.open(folder / "trajectories" / f"{FILE}.jsonl.gz", "rt", encoding="utf-8") as lines:
-        rows = [json.loads(line) for line in lines]
-    texts = [PROMPT.format(row["question"]) + row["gen_text_store"] + END for row in rows]
-    items = [item(row, at) for at, row in enumerate(rows)]
-    everything = items * repeats
-    groups, steps = ([everything[at : at + size] for at in range(0, len(everything), size)] for size in (GROUP, STEP))
-    ways = ((groups, RULES), (steps, RULES), (groups, "searcher"), (steps, "searcher"))
-
-    ours_port, theirs_port = free_port(), free_port()
-    with tempfile.TemporaryDirectory() as scratch:
-        published = [sys.executable, "-m", "benchmarks.reward_throughput", "--serve-published", str(theirs_port)]
-        with (
-            serving([*published, str(questions), f"{scratch}/log.jsonl"], theirs_port) as theirs,
-            serving([sys.executable, "-m", "services.reward"], ours_port, REWARD_PORT=str(ours_port)) as ours,
-        ):
-            found: list[list[Round]] = alternate(
-                rounds,
-                lambda: measured(theirs, lambda url: published_calls(url, texts)),
-                *(partial(measured, ours, partial(asked_us, calls, rules)) for calls, rules in ways),
-            )
-
-    means = [round(results[0].mean_reward, 4) for results in found]
-    if means[:3] != [PUBLISHED_MEAN] * 3:
-        sys.exit(f"mean rewards are {means[:3]}, but {PUBLISHED_MEAN} is published: these are not the same rewards")
-    names = (
-        "one call per sequence, as published",
-        *(f"{len(calls[0])} a call, {rules}" for calls, rules in ways),
-    )
-    rates = [median(each.per_second for each in results) for results in found]
-    servers = [median(each.server_microseconds for each in results) for results in found]
-    callers = [median(each.caller_microseconds for each in results) for results in found]
-    found_rows = zip(
-        names, map(round, rates), (each / rates[0] for each in rates), servers, callers, means, strict=True
-    )
-    head = ("way", "trajectories/s", "ratio", "server CPU us each", "caller CPU us each", "mean reward")
-    table([head, *((*row[:3], round(row[3]), round(row[4]), row[5]) for row in found_rows)])
+    found = measure(arguments.data, rounds=rounds, repeats=repeats)
+    check_same_rewards(found)
+    rates = {way: median(each.per_second for each in results) for way, results in found.items()}
+    ratios = {way: rate / rates[PUBLISHED] for way, rate in rates.items()}
+    rows: list[tuple[object, ...]] = [
+        ("a call", "rules", "trajectories/s", "ratio", "server CPU us each", "caller CPU us each", "mean reward")
+    ]
+    for way, results in found.items():
+        server = median(each.server_microseconds for each in results)
+        caller = median(each.caller_microseconds for each in results)
+        mean_reward = round(results[0].mean_reward, 4)
+        rows.append((*way, round(rates[way]), ratios[way], round(server), round(caller), mean_reward))
+    table(rows)
     report(
         "reward_throughput",
-        ratio=rates[4] / rates[0],
+        ratio=ratios[STEP, "searcher"],
         goal=GOAL,
-        published_per_second=round(rates[0]),
-        ours_per_second=round(rates[4]),
-        ratio_same_rules=round(rates[2] / rates[0], 1),
-        ratio_same_rules_by_group=round(rates[1] / rates[0], 1),
-        ratio_by_group=round(rates[3] / rates[0], 1),
+        published_per_second=round(rates[PUBLISHED]),
+        ours_per_second=round(rates[STEP, "searcher"]),
+        ratio_same_rules=round(ratios[STEP, RULES], 1),
+        ratio_same_rules_by_group=round(ratios[GROUP, RULES], 1),
+        ratio_by_group=round(ratios[GROUP, "searcher"], 1),
         rounds=rounds,
     )
 
