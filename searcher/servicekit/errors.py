@@ -52,8 +52,11 @@ def unhandled(path: str, error: Exception) -> JSONResponse:
 
 
 def explain(problems: Iterable[Any]) -> str:
-    """What pydantic found, in one line."""
-    return "; ".join(_explain(problem) for problem in problems)
+    """What pydantic found, in one line. It counts right items only: a list with a wrong one is also too short to it."""
+    found = list(problems)
+    parents = {problem["loc"][:-1] for problem in found}
+    told = (problem for problem in found if problem["type"] != "too_short" or problem["loc"] not in parents)
+    return "; ".join(map(_explain, told))
 
 
 def _explain(problem: dict[str, Any]) -> str:

@@ -122,6 +122,7 @@ async def test_a_malformed_request_is_refused_by_its_field(http: httpx.AsyncClie
 
     assert (response.status_code, response.json()["error"]) == (422, "InvalidInput")
     assert response.json()["detail"].startswith(field)
+    assert "; " not in response.json()["detail"]  # one fault, one line
 
 
 async def test_a_k_above_the_corpus_gives_every_passage_once(client: RetrieverClient) -> None:
