@@ -59,12 +59,14 @@ def overload_and_recover(
 
 @dataclass(frozen=True)
 class Round:
-    """Queries per second and seconds."""
+    """Queries per second, seconds, and MiB of the service's own memory."""
 
     capacity_before: float
     capacity_after: float
     answers: list[Answer]
     recovery: float
+    memory: tuple[float, float]
+    """Before and after."""
 
     @property
     def capacity(self) -> float:
@@ -104,37 +106,32 @@ def measure(
         taken, _ = in_client_process(closed_loop, service.port, asked[:num_capacity], CONNECTIONS)
         return num_capacity / taken
 
+    def memory() -> float:
+        return service.metrics()[ANON] / 2**20
+
     capacity()  # the first is too low: the machine wakes up
     before = capacity()
     for _ in range(num_rounds):
+        memory_before = memory()
         bodies = [asked[n % len(asked)] for n in range(int(2 * before * seconds))]
         answers, recovery = in_client_process(
             overload_and_recover, service.port, bodies, 2 * before, asked[-200:], usual
         )
-        after = capacity()
-        yield Round(before, after, answers, recovery)
+        memory_after, after = memory(), capacity()
+        yield Round(before, after, answers, recovery, (memory_before, memory_after))
         before = after
 
 
-def main() -> None:
-    options = arguments(__doc__)
-    num_rounds, seconds, num_capacity = (2, 10.0, 1_500) if options.quick else (3, 60.0, 3_000)
-    asked = [search_body(query) for query in questions()]
-    with Service(ensure_index(options.index), threads=options.threads, cache_entries=0) as service:
-        memory, rounds = list[float](), list[Round]()
-        for found in measure(service, asked, num_rounds=num_rounds, seconds=seconds, num_capacity=num_capacity):
-            rounds.append(found)
-            memory.append(service.metrics()[ANON] / 2**20)
-
+def tell(rounds: list[Round], *, threads: int) -> None:
     seconds_of: dict[str, list[float]] = {kind: [] for kind in ("good", "late", "refused", "anything else")}
-    for answer in chain.from_iterable(found.answers for found in rounds):
+    for answer in chain.from_iterable(r.answers for r in rounds):
         seconds_of[kind_of(answer)].append(answer.seconds)
     table(
         [
-            ("round", "capacity q/s", "after", "offered q/s", "good q/s", "ratio", "recovery s", "memory MiB"),
+            ("round", "capacity q/s", "after", "offered q/s", "good q/s", "ratio", "recovery s", "MiB", "after"),
             *(
-                (n, r.capacity_before, r.capacity_after, r.offered, r.goodput, r.ratio, r.recovery, mib)
-                for n, (r, mib) in enumerate(zip(rounds, memory, strict=True), start=1)
+                (n, r.capacity_before, r.capacity_after, r.offered, r.goodput, r.ratio, r.recovery, *r.memory)
+                for n, r in enumerate(rounds, start=1)
             ),
         ]
     )
@@ -162,11 +159,21 @@ def main() -> None:
         neither_200_nor_503_with_retry_after=len(seconds_of["anything else"]),
         p99_of_good_seconds=round(percentile(seconds_of["good"], 99), 3),
         deadline_seconds=DEADLINE_SECONDS,
-        own_memory_mib=[round(mib, 1) for mib in memory],
+        own_memory_growth_mib=round(rounds[-1].memory[1] - rounds[0].memory[0], 1),
+        own_memory_mib=round(rounds[-1].memory[1], 1),
         recovery_seconds=round(max(r.recovery for r in rounds), 3),
         recovery_goal_seconds=GOAL_RECOVERY,
-        threads=options.threads,
+        threads=threads,
     )
+
+
+def main() -> None:
+    options = arguments(__doc__)
+    num_rounds, seconds, num_capacity = (2, 10.0, 1_500) if options.quick else (3, 60.0, 3_000)
+    asked = [search_body(query) for query in questions()]
+    with Service(ensure_index(options.index), threads=options.threads, cache_entries=0) as service:
+        found = measure(service, asked, num_rounds=num_rounds, seconds=seconds, num_capacity=num_capacity)
+        tell(list(found), threads=options.threads)
 
 
 if __name__ == "__main__":

@@ -236,7 +236,7 @@ def item(row: dict[str, Any], at: int) -> ScoreItem:
     return ScoreItem(id=str(at), question=question, answers=row["answer"], segments=segments, num_searches=searches)
 
 
-def read_items(data: Path) -> tuple[list[str], list[ScoreItem]]:
+def read_trajectories(data: Path) -> tuple[list[str], list[ScoreItem]]:
     """The published trajectories, as whole texts and as what we score."""
     with gzip.open(data / "r1_searcher" / "trajectories" / f"{FILE}.jsonl.gz", "rt", encoding="utf-8") as lines:
         rows = [json.loads(line) for line in lines]
@@ -247,9 +247,8 @@ def read_items(data: Path) -> tuple[list[str], list[ScoreItem]]:
 def measure(data: Path, *, rounds: int, repeats: int) -> dict[Way, list[Round]]:
     """Rounds by way: the published one, then ours."""
     questions = data / "r1_searcher" / "eval_set" / "hotpotqa_500.jsonl"
-    texts, items = read_items(data)
-    groups, steps = (list(chunks(items * repeats, size)) for size in (GROUP, STEP))
-    calls = {GROUP: groups, STEP: steps}
+    texts, items = read_trajectories(data)
+    calls = {size: list(chunks(items * repeats, size)) for size in (GROUP, STEP)}
     ours_port, theirs_port = free_port(), free_port()
     with tempfile.TemporaryDirectory() as scratch:
         published = [sys.executable, "-m", "benchmarks.reward_throughput", "--serve-published", str(theirs_port)]
