@@ -22,7 +22,7 @@ from services.retriever.index.kernels import (
     crossover,
     read_codes,
     sample_of,
-    set_up_faiss,
+    set_up_libraries,
     use_threads,
 )
 from services.retriever.index.products import Products
@@ -37,7 +37,7 @@ class Flat:
         self._vectors_ND = np.asarray(vectors_ND)  # still mapped; slices of a memmap cost more
         self._threads = Threads(num_threads)
         self._products = Products(vectors_ND.shape[1], "float32", num_threads=num_threads)
-        set_up_faiss(num_threads)
+        set_up_libraries(num_threads)
         sample_ND = sample_of(vectors_ND)
         self.product_from_queries = crossover(
             "flat",
@@ -73,7 +73,7 @@ class Fp16:
         self._codes, self._num_threads = read_codes(path), num_threads
         self._vectors_ND = half_vectors(path, dim=self._codes.d)
         self._products = Products(self._codes.d, "float16", num_threads=num_threads)
-        set_up_faiss(num_threads)
+        set_up_libraries(num_threads)
         sample_ND = sample_of(self._vectors_ND)
         sample = _fp16_codes(sample_ND)
         self.product_from_queries = crossover(

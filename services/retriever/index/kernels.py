@@ -1,4 +1,4 @@
-"""What faiss must be told, and where multiplying matrices begins to beat its scans on this machine."""
+"""What faiss and BLAS must be told, and where multiplying matrices begins to beat scans on this machine."""
 
 # Q = queries, N = passages, D = dimensions
 import os
@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+from threadpoolctl import ThreadpoolController
 
 from services.retriever import metrics
 from services.retriever.encoders.protocol import Vectors
@@ -29,11 +30,14 @@ _CALIBRATION_SECONDS = 1.0
 CALIBRATION_K = 10
 
 
-def set_up_faiss(num_threads: int) -> None:
+def set_up_libraries(num_threads: int) -> None:
+    """For the whole process. numpy's products here are small and stay on one thread: the others of its OpenBLAS spin
+    for some 20 ms after each, on the cores that the encoder needs next."""
     import faiss
 
     use_threads(num_threads)
     faiss.cvar.distance_compute_blas_threshold = _ALWAYS_SCAN
+    ThreadpoolController().select(threading_layer="pthreads").limit(limits=1)
 
 
 def use_threads(num_threads: int) -> None:

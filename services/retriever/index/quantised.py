@@ -15,7 +15,7 @@ import numpy as np
 
 from searcher.contracts.errors import InvalidInput
 from services.retriever.encoders.protocol import Vectors
-from services.retriever.index.kernels import Threads, read_codes, set_up_faiss, use_threads
+from services.retriever.index.kernels import Threads, read_codes, set_up_libraries, use_threads
 from services.retriever.index.layout import codes_file
 from services.retriever.index.protocol import NOTHING, Matrix, Rows, Scores
 
@@ -29,7 +29,7 @@ class Quantised:
     def __init__(
         self, folder: Path, vectors_ND: Matrix, *, candidates: int, num_probes: int | None, num_threads: int
     ) -> None:
-        set_up_faiss(num_threads)
+        set_up_libraries(num_threads)
         self._shards = [read_codes(path) for path in sorted(folder.glob("[0-9]*.faiss"))]
         num_codes = sum(shard.ntotal for shard in self._shards)
         if num_codes != len(vectors_ND):

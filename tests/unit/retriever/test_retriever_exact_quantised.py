@@ -7,6 +7,7 @@ import faiss
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from threadpoolctl import ThreadpoolController
 
 from searcher.contracts.errors import InvalidInput
 from services.retriever.index import kernels
@@ -54,6 +55,17 @@ def test_more_than_there_are_gives_all_once(product_from: int) -> None:
     _, rows = index.search(unit_vectors(2), 100)
 
     assert [sorted(found) for found in rows.tolist()] == [[0, 1, 2, 3, 4]] * 2
+
+
+def test_numpys_products_stay_on_one_thread_once_an_index_is_open() -> None:
+    """The other threads of its OpenBLAS would spin on the encoder's cores. faiss' own waits as OpenMP is told to."""
+    libraries = ThreadpoolController().select(user_api="blas")
+    with libraries.limit(limits=2):
+        Flat(VECTORS, num_threads=2)
+
+        threads = {library["threading_layer"]: library["num_threads"] for library in libraries.info()}
+
+    assert threads == {"pthreads": 1, "openmp": 2}
 
 
 def test_a_crossover_is_measured_once_per_shape(monkeypatch: pytest.MonkeyPatch) -> None:
