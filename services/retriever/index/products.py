@@ -18,6 +18,9 @@ from services.retriever.index.protocol import Matrix, Rows, Scores
 BLOCK_ROWS = 16_384
 """Rows that are multiplied at once: enough to keep the cores busy, few enough for the scores to stay in the cache."""
 GROUP_ROWS = 64
+_PART_QUERIES = 32
+"""Queries that a block is multiplied with at once, at most. Twice as many take longer than two such parts: the kernel
+passes over their scores several times, and so many leave the nearer caches."""
 
 
 class Products:
@@ -33,17 +36,21 @@ class Products:
 
     def search(self, queries_QD: Vectors, vectors_ND: Matrix, k: int) -> tuple[Scores, Rows]:
         """scores_QK and rows_QK, best first; equal scores in the order of the rows. There are at least `k` rows."""
-        best = _Best(len(queries_QD), k)
-        queries_DQ = np.ascontiguousarray(queries_QD.T)
+        parts_QD = np.array_split(queries_QD, -(-len(queries_QD) // _PART_QUERIES))
+        parts = [(np.ascontiguousarray(part_QD.T), _Best(len(part_QD), k)) for part_QD in parts_QD]
         whole = len(vectors_ND) - len(vectors_ND) % GROUP_ROWS
         for start in range(0, whole, BLOCK_ROWS):
             block_BD = vectors_ND[start : min(start + BLOCK_ROWS, whole)]
-            scores_BQ, tops_GQ = self._session.run(None, {"vectors": block_BD, "queries": queries_DQ})
-            best.add(scores_BQ, tops_GQ, first_row=start)
+            for queries_DQ, best in parts:
+                scores_BQ, tops_GQ = self._session.run(None, {"vectors": block_BD, "queries": queries_DQ})
+                best.add(scores_BQ, tops_GQ, first_row=start)
         if whole < len(vectors_ND):
-            rest_BQ = np.asarray(vectors_ND[whole:], dtype=np.float32) @ queries_DQ
-            best.add(rest_BQ, rest_BQ.max(axis=0, keepdims=True), first_row=whole)
-        return best.scores_QK, best.rows_QK
+            rest_BD = np.asarray(vectors_ND[whole:], dtype=np.float32)
+            for queries_DQ, best in parts:
+                rest_BQ = rest_BD @ queries_DQ
+                best.add(rest_BQ, rest_BQ.max(axis=0, keepdims=True), first_row=whole)
+        bests = [best for _, best in parts]
+        return np.concatenate([best.scores_QK for best in bests]), np.concatenate([best.rows_QK for best in bests])
 
 
 def exact(queries_QD: Vectors, vectors_ND: Matrix, k: int) -> tuple[Scores, Rows]:

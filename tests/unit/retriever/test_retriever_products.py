@@ -19,8 +19,9 @@ def by_hand(
 
 
 @pytest.fixture(autouse=True)
-def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(products, "BLOCK_ROWS", 128)
+    monkeypatch.setattr(products, "_PART_QUERIES", 2)
 
 
 @given(
