@@ -56,6 +56,7 @@ def main() -> None:
         print(anonymous_bytes(*options.memory_of))
         return
     encoder = open_encoder(encoder_folder(options.encoder, options.encoder_cache), num_threads=2)
+    options.embeddings.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=options.embeddings) as scratch:
         run(options, encoder, Path(scratch))
 
