@@ -43,7 +43,7 @@ _BATCHES = (1, 16, 64)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("corpora", type=Path, nargs="*", metavar="CORPUS")
     parser.add_argument("--queries", type=Path)
     parser.add_argument("--embeddings", type=Path, default=Path("build/embeddings"))
@@ -131,6 +131,8 @@ def write_known_vectors(options: argparse.Namespace, encoder: Encoder, path: Pat
                 words = block[n].split()
                 start = int(random.integers(max(1, len(words) - _STRETCH_WORDS)))
                 stretches.append(" ".join(words[start : start + _STRETCH_WORDS]))
+    if not known:
+        raise SystemExit(f"{options.embeddings} has no vector of these passages: encode them first, see --help")
     np.save(path, np.memmap(raw, dtype=np.float32, mode="r").reshape(known, encoder.card.dim))
     raw.unlink()
     return [stretches[n] for n in random.permutation(len(stretches))[:_TRIAL_QUERIES]], total
