@@ -126,6 +126,10 @@ def test_search_r1_gets_its_documents(server: str) -> None:
     ]
 
 
+def test_search_r1_goes_on_after_a_turn_in_which_nobody_searched(server: str) -> None:
+    assert search_r1(server, []) == []
+
+
 def patient_call(url: str, payload: dict[str, Any], *, tries: int = 10) -> dict[str, Any]:
     """verl's and SkyRL's: 500, 502, 503 and 504 are tried again, any other error is the end."""
     for _ in range(tries):
@@ -314,9 +318,27 @@ def test_long_passages_are_cut_where_search_agent_reviews_server_cuts_them(tmp_p
 
 
 @pytest.mark.parametrize(
+    ("path", "payload", "answer"),
+    [
+        ("/queries", {"queries": []}, {"queries": [], "answers": []}),
+        ("/retrieve", {"queries": [], "topk": 3, "return_scores": True}, {"result": []}),
+        ("/retrieve", {"queries": [], "topk": 3, "return_scores": False}, {"result": []}),
+        ("/access", {"urls": []}, {"result": []}),
+        ("/search", {"query_list": [], "k": 3}, {"result": []}),
+        ("/search", {"query_list": [], "k": [3]}, {"result": []}),
+        ("/batch_search", {"query": [], "top_n": 3}, []),
+        ("/batch_search", {"query": [], "top_n": 3, "return_score": True}, [[], []]),
+    ],
+)
+def test_who_asks_nothing_gets_as_many_answers(server: str, path: str, payload: dict[str, Any], answer: object) -> None:
+    response = post(f"http://{server}{path}", payload)
+
+    assert (response.status_code, response.json()) == (200, answer)
+
+
+@pytest.mark.parametrize(
     ("path", "payload", "field"),
     [
-        ("/queries", {"queries": []}, "body.queries: "),
         ("/queries", {"k": 3}, "body.queries: Field required"),
         ("/queries", {"queries": ["x" * 8_193]}, "body.queries.0: "),
         ("/queries", {"queries": ["x"], "k": 101}, "body.k: "),

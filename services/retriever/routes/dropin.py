@@ -5,8 +5,9 @@
     POST /search, /batch_search    ReCall, ReSearch     bare lists; /search of SearchAgentReview is told by its body
     GET  /health                   ReCall, SearchAgentReview
 
-Those clients retry on 503 and give up on 429, and some end their training at any error. So a blank query, as a policy
-may write one, finds nothing; text that is no Unicode is mended; and who would be refused waits for room first.
+Those clients retry on 503 and give up on 429, and some end their training at any error. So no query at all is answered,
+with as many lists; a blank one, as a policy may write it, finds nothing; text that is no Unicode is mended; and who
+would be refused waits for room first.
 """
 
 import json
@@ -48,7 +49,8 @@ def _default(number: int) -> BeforeValidator:
 
 
 _Query = Annotated[str, Field(max_length=8_192)]
-_Queries = Annotated[tuple[_Query, ...], BeforeValidator(_listed), Field(min_length=1, max_length=4_096)]
+_Queries = Annotated[tuple[_Query, ...], BeforeValidator(_listed), Field(max_length=4_096)]
+"""May be none: Search-R1's client asks at every turn, also when nobody in its batch searched."""
 _K = Annotated[int, Field(ge=1, le=100, strict=True)]
 _Flag = Annotated[bool, Field(strict=True)]
 
