@@ -22,7 +22,7 @@ class Ask:
     deadline_seconds: float = 25.0
     """From now. Who cannot be served inside it is refused."""
     patient: bool = False
-    """Rather wait for room until the deadline than be refused at once."""
+    """Rather wait for one's turn until the deadline, and then for the end, than be refused at once."""
 
 
 @dataclass(frozen=True)

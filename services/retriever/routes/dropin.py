@@ -6,8 +6,8 @@
     GET  /health                   ReCall, SearchAgentReview
 
 Those clients retry on 503 and give up on 429, and some end their training at any error. So no query at all is answered,
-with as many lists; a blank one, as a policy may write it, finds nothing; text that is no Unicode is mended; and who
-would be refused waits for room first.
+with as many lists; a blank one, as a policy may write it, finds nothing; text that is no Unicode is mended; and under
+load a request waits for its turn until its deadline, and once its search has begun, to the end.
 """
 
 import json

@@ -26,8 +26,6 @@ T = TypeVar("T")
 
 _PART_OF_DEADLINE = 0.8
 """Hits must be there this early: batches vary, and the answer is still to be written and to be read."""
-_LOOK_AGAIN_SECONDS = 0.05
-"""How often a patient caller asks whether there is room now."""
 _PROOF_SECONDS = 10.0
 """A search that succeeded proves for so long that the engine works."""
 _STUCK_SECONDS = 60.0
@@ -111,10 +109,10 @@ class Engine:
         """Hits per query, in the order asked.
 
         Raises Overloaded if they cannot be had inside the deadline: at once where that can be foreseen. A `patient`
-        caller waits for room until then instead, and once its search has begun, to the end. Cancel it to leave.
+        caller waits for its turn until then, and once its search has begun, to the end. Cancel it to leave.
         """
         now = self._clock()
-        request = Request(deadline=now + deadline_seconds, since=now)
+        request = Request(deadline=now + deadline_seconds, since=now, patient=patient)
         keys = [cache_key(corpus.identity, query, k) for query, k in zip(queries, k_Q, strict=True)]
         found: dict[Key, Hits] = {}
         missing: dict[Key, tuple[str, int]] = {}
@@ -129,15 +127,14 @@ class Engine:
         _count(_HITS, hit)
         _count(_COALESCED, len(queries) - hit - len(missing))
         if missing:
-            found |= await self._ask(missing, corpus, request, patient=patient)
+            found |= await self._ask(missing, corpus, request)
         return [found[key] for key in keys]
 
-    async def _ask(
-        self, missing: dict[Key, tuple[str, int]], corpus: Corpus, request: Request, *, patient: bool
-    ) -> dict[Key, Hits]:
+    async def _ask(self, missing: dict[Key, tuple[str, int]], corpus: Corpus, request: Request) -> dict[Key, Hits]:
         self.check()
         request.bulk = len(missing) > self.interactive_queries
-        await self._admit(len(missing), request, patient=patient)
+        if not request.patient:
+            self._admit(len(missing), request)
         callers, new = self._board(missing, corpus, request)
         if self.shared_cache is None:
             self._enqueue(new, request)
@@ -145,7 +142,7 @@ class Engine:
             self._in_background(self._look_up(new, request, self.shared_cache))
         # Others are at work now: what is done here meanwhile costs the caller nothing.
         remaining = request.deadline - self._clock()
-        expiry = None if patient else self._loop.call_later(max(0.0, remaining), self._expire, request, callers)
+        expiry = self._loop.call_later(max(0.0, remaining), self._expire, request, callers)
         _count(_MISSES, len(new))
         _count(_COALESCED, len(missing) - len(new))
         try:
@@ -154,14 +151,13 @@ class Engine:
                 return {key: await caller}
             return dict(zip(callers, await asyncio.gather(*callers.values()), strict=True))
         finally:
-            if expiry is not None:
-                expiry.cancel()
+            expiry.cancel()
             for caller in callers.values():
                 caller.cancel()
 
     def _expire(self, request: Request, callers: dict[Key, "asyncio.Future[Hits]"]) -> None:
         late = [caller for caller in callers.values() if not caller.done()]
-        if not late:
+        if not late or (request.patient and request.begun):
             return
         request.expired = True
         metrics.REJECTED.labels("expired").inc(len(callers))
@@ -199,17 +195,13 @@ class Engine:
         if jobs:
             self._thread.add(jobs, bulk=request.bulk)
 
-    async def _admit(self, num_queries: int, request: Request, *, patient: bool) -> None:
+    def _admit(self, num_queries: int, request: Request) -> None:
         """When nobody else waits, any request is served, however short its deadline: that mends a wrong estimate."""
-        while True:
-            ahead, seconds = self._thread.estimate_wait(bulk=request.bulk)
-            remaining = request.deadline - self._clock()
-            if not ahead or seconds + self.pace.seconds_for(num_queries) <= _PART_OF_DEADLINE * remaining:
-                return
-            if not patient or remaining <= _LOOK_AGAIN_SECONDS:
-                metrics.REJECTED.labels("overloaded").inc(num_queries)
-                raise Overloaded(f"{ahead} queries wait, about {seconds:.1f} s", retry_after_seconds=seconds)
-            await asyncio.sleep(_LOOK_AGAIN_SECONDS)
+        ahead, seconds = self._thread.estimate_wait(bulk=request.bulk)
+        remaining = request.deadline - self._clock()
+        if ahead and seconds + self.pace.seconds_for(num_queries) > _PART_OF_DEADLINE * remaining:
+            metrics.REJECTED.labels("overloaded").inc(num_queries)
+            raise Overloaded(f"{ahead} queries wait, about {seconds:.1f} s", retry_after_seconds=seconds)
 
     def _settle(self, jobs: Sequence[Waiting], outcomes: Sequence[Hits | Exception]) -> None:
         """Hand over to all callers. Called in the event loop."""

@@ -26,6 +26,8 @@ class Request:
     """On the engine's clock."""
     since: float
     bulk: bool = False
+    patient: bool = False
+    """Its deadline is for its search to begin, not to end."""
     begun: bool = False
     """Some of its queries were searched already, so the rest is not given up while its caller waits."""
     expired: bool = False
@@ -53,9 +55,11 @@ class Waiting:
         """The latest of its callers'."""
         return max(request.deadline for request in self.requests)
 
-    @property
-    def is_begun(self) -> bool:
-        return any(request.begun for request in self.requests)
+    def is_in_time(self, *, taken_at: float, done_at: float) -> bool:
+        """Of a batch that is taken and done then, for one of its callers at least."""
+        return any(
+            request.begun or (taken_at if request.patient else done_at) <= request.deadline for request in self.requests
+        )
 
     @property
     def is_left(self) -> bool:

@@ -157,7 +157,7 @@ class SearchThread:
             metrics.QUEUE_SECONDS.observe(taken_at - job.since)
             if job.is_left:
                 self._hear.given_up(job, float("-inf"))
-            elif job.is_begun or done_at <= job.deadline:
+            elif job.is_in_time(taken_at=taken_at, done_at=done_at):
                 wanted.append(job)
             else:
                 too_late.append(job)

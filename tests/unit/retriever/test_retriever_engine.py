@@ -308,34 +308,47 @@ async def test_whoever_comes_alone_is_served_whatever_the_estimate(
     assert await ask(engine, corpus, "2", seconds=30.0) == [[2]]
 
 
-async def test_a_patient_caller_waits_for_room(engine: Engine, corpus: Corpus, toy: ToyIndex) -> None:
-    toy.let_go.set()
-    toy.seconds_per_search = 4.0
-    await ask(engine, corpus, "1")
-    toy.let_go.clear()
-    toy.began.acquire()
-    first = ask(engine, corpus, "2")
+async def test_a_patient_request_has_its_place_before_those_that_come_later(corpus: Corpus, toy: ToyIndex) -> None:
+    """However much it costs: it must not wait until nobody else does."""
+    engine = engine_of(toy, max_batch=8, bulk_slice=4, interactive_queries=1)
+    engine.pace.expect(1.0)
+    first = ask(engine, corpus, "1")
     await begun(toy)
+    large = ask(engine, corpus, *map(str, range(10, 40)), seconds=6.0, patient=True)
+    await asyncio.sleep(0)
+    later = ask(engine, corpus, "2")
+    await asyncio.sleep(0)
+    toy.let_go.set()
+    await asyncio.gather(first, large, later)
+    await engine.close()
+
+    assert toy.batches[1] == ["2", "10", "11", "12", "13"]
+
+
+async def test_a_patient_callers_deadline_is_for_its_search_to_begin(
+    engine: Engine, corpus: Corpus, toy: ToyIndex
+) -> None:
+    first = ask(engine, corpus, "1")
+    await begun(toy)
+    engine.pace.expect(8.0)
+    toy.seconds_per_search = 4.0
     patient = ask(engine, corpus, "3", seconds=6.0, patient=True)
-    await asyncio.sleep(0.1)
-    assert not patient.done()
+    await asyncio.sleep(0)
     toy.let_go.set()
 
-    assert await asyncio.gather(first, patient) == [[[2]], [[3]]]
+    assert await asyncio.gather(first, patient) == [[[1]], [[3]]]
 
 
 async def test_patience_ends_with_the_deadline(engine: Engine, corpus: Corpus, toy: ToyIndex) -> None:
     first = ask(engine, corpus, "1")
     await begun(toy)
-    toy.now = 10.0  # it hangs: nobody knows for how long
-    patient = ask(engine, corpus, "2", seconds=5.0, patient=True)
-    await asyncio.sleep(0)
-    toy.now = 16.0
 
-    with pytest.raises(Overloaded):
-        await patient
+    with pytest.raises(Overloaded, match="not answered in"):
+        await ask(engine, corpus, "2", seconds=0.05, patient=True)
     toy.let_go.set()
     await first
+    assert await ask(engine, corpus, "3") == [[3]]
+    assert toy.batches == [["1"], ["3"]]
 
 
 async def test_new_queries_are_refused_when_the_engine_does_not_come_back(
@@ -395,12 +408,14 @@ async def test_a_query_that_its_batch_would_answer_too_late_leaves_its_place_to_
 async def test_a_patient_request_once_begun_is_finished_however_long_it_takes(corpus: Corpus, toy: ToyIndex) -> None:
     engine = engine_of(toy, max_batch=1)
     toy.seconds_per_search = 50.0
+
+    patient = ask(engine, corpus, "1", "2", "3", seconds=0.05, patient=True)
+    await begun(toy)
+    await asyncio.sleep(0.1)
     toy.let_go.set()
 
-    found = await ask(engine, corpus, "1", "2", "3", patient=True)
+    assert await patient == [[1], [2], [3]]
     await engine.close()
-
-    assert found == [[1], [2], [3]]
 
 
 async def test_a_caller_is_told_at_its_deadline_though_its_search_hangs(
