@@ -6,13 +6,14 @@ from pathlib import Path
 
 import numpy as np
 
+from searcher.contracts.errors import InvalidInput
 from services.retriever import metrics
 from services.retriever.encoders.protocol import Encoder, Vectors
 from services.retriever.index.exact import Flat, Fp16, half_vectors
 from services.retriever.index.gpu import GpuFlat, check_one_faiss, num_gpus
 from services.retriever.index.layout import CODES_FOLDER, HALF_VECTORS_FILE, VECTORS_FILE
 from services.retriever.index.manifest import DenseFacts, FlatFacts, Fp16Facts
-from services.retriever.index.protocol import Nearest, Rows, Scores
+from services.retriever.index.protocol import Matrix, Nearest, Rows, Scores
 from services.retriever.index.quantised import Quantised
 
 
@@ -43,14 +44,17 @@ class DenseIndex:
 
 
 def open_nearest(folder: Path, facts: DenseFacts, *, num_threads: int) -> Nearest:
-    """The vectors of an index folder, mapped from disk; those of exact kinds on the GPUs that faiss can use."""
+    """The vectors of an index folder, mapped from disk; those of exact kinds on the GPUs that faiss can use.
+
+    Raises InvalidInput if they are not as long as the encoder's.
+    """
     check_one_faiss()
     gpus = num_gpus()
     if isinstance(facts, Fp16Facts) and gpus:
         return GpuFlat(half_vectors(folder / HALF_VECTORS_FILE, dim=facts.encoder.dim), num_gpus=gpus)
     if isinstance(facts, Fp16Facts):
         return Fp16(folder / HALF_VECTORS_FILE, num_threads=num_threads)
-    vectors_ND = np.load(folder / VECTORS_FILE, mmap_mode="r")
+    vectors_ND = _vectors(folder / VECTORS_FILE, dim=facts.encoder.dim)
     if isinstance(facts, FlatFacts) and gpus:
         return GpuFlat(vectors_ND, num_gpus=gpus)
     if isinstance(facts, FlatFacts):
@@ -62,3 +66,11 @@ def open_nearest(folder: Path, facts: DenseFacts, *, num_threads: int) -> Neares
         num_probes=facts.num_probes,
         num_threads=num_threads,
     )
+
+
+def _vectors(path: Path, *, dim: int) -> Matrix:
+    vectors_ND: Matrix = np.load(path, mmap_mode="r")
+    if vectors_ND.ndim != 2 or vectors_ND.shape[1] != dim:
+        message = f"{path}: a matrix of {vectors_ND.shape}, and the encoder's vectors have {dim} dimensions"
+        raise InvalidInput(f"{message}; build the index again")
+    return vectors_ND

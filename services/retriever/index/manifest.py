@@ -182,6 +182,15 @@ def _files_in(folder: Path) -> list[str]:
     return [name for name in shown if name != MANIFEST_FILE]
 
 
+def state_of(folder: Path) -> tuple[tuple[str, int, int, int], ...]:
+    """Name, inode, time and size of every file: changes whenever another index lies there, or more of it.
+
+    Raises OSError if there is no manifest, or while files go.
+    """
+    stats = ((name, (folder / name).stat()) for name in [MANIFEST_FILE, *_files_in(folder)])
+    return tuple((name, stat.st_ino, stat.st_mtime_ns, stat.st_size) for name, stat in stats)
+
+
 def read_manifest(folder: Path) -> Manifest:
     """Raises InvalidInput if there is none or it is not one of ours."""
     path = folder / MANIFEST_FILE

@@ -5,7 +5,8 @@ indexes/wiki/current -> 2026-11-20        a link to one: what is served changes 
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +15,7 @@ from weakref import WeakValueDictionary
 from pydantic import SecretStr, TypeAdapter, ValidationError
 
 from searcher.contracts.base import Name
-from searcher.contracts.errors import InvalidInput
+from searcher.contracts.errors import InvalidInput, SearcherError
 from services.retriever import metrics
 from services.retriever.backend import DEFAULT
 from services.retriever.encoders.card import EncoderCard, read_card
@@ -76,14 +77,15 @@ class Library:
 
     def open(self, location: Path, name: str) -> Corpus:
         """The index at `location`, its files verified but not yet tried: see `check`. Raises InvalidInput."""
-        folder = index_folder(location)
-        manifest = read_manifest(folder)
-        verify(folder, manifest)
-        passages = PassageStore(folder)
-        index = self.index(folder, manifest.index)
-        if card := manifest.reranker:
-            index = reranked(index, folder, card, passages=passages, num_threads=self.num_threads)
-        return Corpus(name, folder, manifest, manifest_sha256(folder), passages, index)
+        with _refusing(location):
+            folder = index_folder(location)
+            manifest = read_manifest(folder)
+            verify(folder, manifest)
+            passages = PassageStore(folder)
+            index = self.index(folder, manifest.index)
+            if card := manifest.reranker:
+                index = reranked(index, folder, card, passages=passages, num_threads=self.num_threads)
+            return Corpus(name, folder, manifest, manifest_sha256(folder), passages, index)
 
     def index(self, folder: Path, facts: IndexFacts) -> Index:
         return open_index(folder, facts, encoder_of=self._encoder, num_threads=self.num_threads)
@@ -121,9 +123,11 @@ def with_default(corpora: Mapping[str, Corpus]) -> dict[str, Corpus]:
     return {DEFAULT: next(iter(corpora.values())), **corpora} if len(corpora) == 1 else dict(corpora)
 
 
-def publish(corpus: Corpus) -> None:
+def publish(corpus: Corpus, *, instead_of: Corpus | None = None) -> None:
     """Set the metrics of what is served now."""
     facts = corpus.manifest
+    if instead_of is not None:
+        metrics.INDEX_PASSAGES.remove(instead_of.name, instead_of.manifest.index.kind)
     metrics.INDEX_PASSAGES.labels(corpus.name, facts.index.kind).set(facts.num_passages)
     metrics.INDEX_BYTES.labels(corpus.name).set(sum(file.num_bytes for file in facts.files.values()))
 
@@ -142,10 +146,25 @@ def check(corpus: Corpus) -> None:
     expected, golden = corpus.manifest.num_passages, corpus.manifest.golden
     if len(corpus.passages) != expected:
         raise InvalidInput(f"{corpus.folder}: {len(corpus.passages)} passages, but the manifest says {expected}")
-    _, scores_QK = corpus.index.search([golden.query], 1)
+    with _refusing(corpus.folder):
+        _, scores_QK = corpus.index.search([golden.query], 1)
     score = float(scores_QK[0, 0])
     if abs(score - golden.score) > _GOLDEN_TOLERANCE * max(1.0, abs(golden.score)):
         raise InvalidInput(
             f"{corpus.folder}: the golden query {golden.query!r} scores {score:.4f}, but {golden.score:.4f} when the "
             "index was built: encoder or library differ; build the index again"
         )
+
+
+@contextmanager
+def _refusing(location: Path) -> Iterator[None]:
+    """Libraries raise what they like at files that they do not understand, or for want of memory: it is the index that
+    cannot be served, and whoever asked for it hears why."""
+    try:
+        yield
+    except SearcherError:
+        raise
+    except Exception as error:
+        raise InvalidInput(
+            f"folder: {str(location)[:200]!r} cannot be served: {type(error).__name__}: {error}"
+        ) from error

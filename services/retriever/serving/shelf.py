@@ -18,7 +18,7 @@ from searcher.contracts.errors import Conflict, InvalidInput, NotFound, NotReady
 from searcher.contracts.search import CorpusInfo
 from services.retriever import metrics
 from services.retriever.backend import Ask, Found
-from services.retriever.index.manifest import MANIFEST_FILE
+from services.retriever.index.manifest import state_of
 from services.retriever.serving.cache import Hits
 from services.retriever.serving.engine import Engine
 from services.retriever.serving.library import Corpus, Library, check, index_folder, locations, publish, with_default
@@ -29,8 +29,8 @@ log = structlog.get_logger()
 _READY_SECONDS = 5.0
 """A golden query that takes longer says that the engine is not there, or hopelessly late."""
 
-Identity = tuple[str, int, int, int]
-"""Folder, and inode, time and size of its manifest: changes whenever another index lies there."""
+Identity = tuple[str, tuple[tuple[str, int, int, int], ...]]
+"""A folder and the state of its files."""
 
 
 class Shelf:
@@ -40,7 +40,10 @@ class Shelf:
         self.library, self.engine, self.index_dir, self.watch_seconds = library, engine, index_dir, watch_seconds
         self._locations: dict[str, Path] = {}
         self._corpora: dict[str, Corpus] = {}
-        self._seen: dict[str, Identity | None] = {}
+        self._tried: dict[str, Identity | None] = {}
+        """What lay in the place of a corpus when it was last opened."""
+        self._looked: dict[str, Identity | None] = {}
+        """What lay there at the last look."""
         self._pages = Pages()
         self._swapping = asyncio.Lock()
         self._watcher: asyncio.Task[None] | None = None
@@ -48,7 +51,7 @@ class Shelf:
     async def start(self) -> None:
         """Raises InvalidInput that names the file at fault."""
         self._locations = locations(self.index_dir)
-        self._seen = {name: _identity(location) for name, location in self._locations.items()}
+        self._tried = {name: _identity(location) for name, location in self._locations.items()}
         self._corpora = dict(self.library.open_all(self.index_dir))
         for corpus in set(self._corpora.values()):
             self.engine.pace.expect(_seconds_per_query(corpus, self.engine.max_batch))
@@ -124,51 +127,55 @@ class Shelf:
             old = self.corpus(name)
             place = self._locations[old.name]
             location = place if folder is None else self.index_dir / folder
-            seen = await asyncio.to_thread(_identity, place)  # what changes there while this one is opened is another
+            tried = await asyncio.to_thread(_identity, place)  # what changes there while this one is opened is another
             try:
-                new = await asyncio.to_thread(self._open, location, old.name)
+                new = await asyncio.to_thread(self.library.open, location, old.name)
                 await self.engine.run(partial(check, new))
             except SearcherError as error:
                 metrics.SWAPS.labels("refused").inc()
-                log.error("index refused", corpus=old.name, reason=error.detail)
+                log.error("index refused, the older one goes on", corpus=old.name, reason=error.detail)
                 raise
             own = {corpus.name: corpus for corpus in self._corpora.values()}
             self._corpora = with_default({**own, old.name: new})
-            self._seen[old.name] = seen  # what changed there since is followed again
-            publish(new)
+            self._tried[old.name] = tried  # what changed there since is followed again
+            publish(new, instead_of=old)
             metrics.SWAPS.labels("swapped").inc()
             log.info("index swapped", corpus=old.name, old=old.sha256[:12], new=new.sha256[:12], folder=str(new.folder))
             return old, new
 
-    def _open(self, location: Path, name: str) -> Corpus:
-        try:
-            return self.library.open(location, name)
-        except (OSError, ValueError) as error:  # no folder at all, a name that no file can have, no permission
-            raise InvalidInput(f"folder: {str(location)[:200]!r} cannot be read: {error}") from None
-
     async def _watch(self) -> None:
-        """A corpus whose link or folder leads to another index gets that one. What was refused is not tried again."""
         while True:
             await asyncio.sleep(self.watch_seconds)
             for name, location in list(self._locations.items()):
-                identity = await asyncio.to_thread(_identity, location)
-                if identity is None or identity == self._seen[name] or self._swapping.locked():
-                    continue
-                self._seen[name] = identity
                 try:
-                    await self.replace(name)
-                except (SearcherError, OSError) as error:
-                    log.error("the older index goes on", corpus=name, reason=str(error))
+                    await self._look(name, location)
+                except SearcherError:
+                    pass  # `replace` has said why
+                except Exception:
+                    log.exception("looking for another index failed", corpus=name, location=str(location))
+
+    async def _look(self, name: str, location: Path) -> None:
+        """A corpus whose link or folder leads to another index gets that one, once nothing there has changed between
+        two looks: it may still be on its way. What was refused is tried again when its files change."""
+        identity = await asyncio.to_thread(_identity, location)
+        is_settled = name in self._looked and identity == self._looked[name]
+        self._looked[name] = identity
+        if not is_settled or identity == self._tried[name] or self._swapping.locked():
+            return
+        self._tried[name] = identity
+        if identity is None:
+            log.error("no index lies here any more, the one in memory goes on", corpus=name, location=str(location))
+        else:
+            await self.replace(name)
 
 
 def _identity(location: Path) -> Identity | None:
     """None while there is no index, as between two steps of whoever moves it there."""
     try:
         folder = index_folder(location)
-        facts = (folder / MANIFEST_FILE).stat()
+        return str(folder), state_of(folder)
     except OSError:
         return None
-    return str(folder), facts.st_ino, facts.st_mtime_ns, facts.st_size
 
 
 def _seconds_per_query(corpus: Corpus, num_queries: int) -> float:

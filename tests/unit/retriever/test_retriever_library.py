@@ -1,9 +1,11 @@
 import gc
+import hashlib
 import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from searcher.contracts.errors import InvalidInput
@@ -157,6 +159,37 @@ def test_another_encoder_than_the_manifests_is_refused(
 
     with pytest.raises(InvalidInput, match="is not the encoder that"):
         names(tmp_path / "flat")
+
+
+def relist(folder: Path, name: str) -> None:
+    """Let the manifest say of a file what is true now."""
+    manifest = json.loads((folder / "manifest.json").read_text())
+    data = (folder / name).read_bytes()
+    manifest["files"][name] = {"num_bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+@pytest.mark.parametrize("kind", ["flat", "pqfs"])
+def test_vectors_that_cannot_be_the_encoders_are_refused(
+    tmp_path: Path, write_corpus: Callable[..., Path], letter_encoder: Callable[..., Path], kind: str
+) -> None:
+    source = write_corpus([{"id": str(number), "text": f"passage {number}"} for number in range(1_000)])
+    build_index(source, tmp_path / "index", kind=kind, encoder=str(letter_encoder()))
+    vectors_ND = np.load(tmp_path / "index" / "vectors.npy")
+    np.save(tmp_path / "index" / "vectors.npy", vectors_ND[:, :-1])
+    relist(tmp_path / "index", "vectors.npy")
+
+    with pytest.raises(InvalidInput, match=rf"vectors\.npy: .* vectors have {vectors_ND.shape[1]} dimensions"):
+        names(tmp_path / "index")
+
+
+@pytest.mark.parametrize("name", ["offsets.npy", "bm25/data.csc.index.npy", "bm25/vocab.index.json"])
+def test_what_a_library_cannot_read_is_refused_in_its_words(index: Path, name: str) -> None:
+    (index / name).write_bytes(b"no such format")
+    relist(index, name)
+
+    with pytest.raises(InvalidInput, match=r"world' cannot be served: \w+: "):
+        names(index)
 
 
 def test_corpora_of_one_encoder_share_it(

@@ -9,8 +9,10 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 
 import pytest
+from prometheus_client.samples import Sample
 
 from searcher.contracts.errors import Conflict, InvalidInput, NotFound, NotReady, Overloaded
+from services.retriever import metrics
 from services.retriever.backend import Ask
 from services.retriever.building.build import build_index
 from services.retriever.index.manifest import manifest_sha256
@@ -172,6 +174,19 @@ async def test_the_single_corpus_changes_under_both_of_its_names(
     await shelf.close()
 
 
+def swaps(outcome: str) -> float:
+    return metrics.SWAPS.labels(outcome)._value.get()
+
+
+def passages_shown() -> list[Sample]:
+    (family,) = metrics.INDEX_PASSAGES.collect()
+    return [sample for sample in family.samples if sample.labels["corpus"] == "default"]
+
+
+def no_memory(*_: object) -> Index:
+    raise RuntimeError("out of memory on GPU 0")
+
+
 async def until(what: Callable[[], bool]) -> None:
     async with asyncio.timeout(30):
         while not what():  # noqa: ASYNC110 (nobody tells us)
@@ -237,6 +252,64 @@ async def test_an_index_built_anew_in_its_place_is_noticed(library: HeldLibrary,
 
     await until(lambda: shelf.corpus("default").sha256 != first)
     assert await ids(shelf) == ["n"]
+    await shelf.close()
+
+
+async def test_an_index_that_is_still_being_copied_is_waited_for(
+    library: HeldLibrary, build: Build, tmp_path: Path
+) -> None:
+    build(OLDER, "world/first")
+    second = build(NEWER, "world/second")
+    passages = (second / "passages.jsonl").read_bytes()
+    (second / "passages.jsonl").write_bytes(passages[:10])
+    (tmp_path / "world" / "current").symlink_to("first")
+    refused = swaps("refused")
+    shelf = await shelf_of(library, tmp_path / "world", watch_seconds=0.01)
+
+    (tmp_path / "world" / "next").symlink_to("second")
+    (tmp_path / "world" / "next").rename(tmp_path / "world" / "current")
+    await until(lambda: swaps("refused") > refused)
+    assert await ids(shelf) == ["o"]
+    (second / "passages.jsonl").write_bytes(passages)
+
+    await until(lambda: shelf.corpora()[0].index == manifest_sha256(second))
+    assert await ids(shelf) == ["n"]
+    await shelf.close()
+
+
+async def test_what_opening_an_index_may_raise_does_not_end_the_watch(
+    library: HeldLibrary, build: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = build(OLDER, "world")
+    shelf = await shelf_of(library, folder, watch_seconds=0.01)
+    refused = swaps("refused")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(library, "index", no_memory)
+        build(NEWER, "world")
+        await until(lambda: swaps("refused") > refused)
+        with pytest.raises(InvalidInput, match=r"world' cannot be served: RuntimeError: out of memory on GPU 0"):
+            await shelf.replace("default")
+    build(({"id": "l", "title": "Rome", "text": "the last one"},), "world")
+
+    await until(lambda: shelf.corpora()[0].index == manifest_sha256(folder))
+    assert await ids(shelf) == ["l"]
+    await shelf.close()
+
+
+async def test_the_size_of_an_index_that_was_replaced_is_no_longer_shown(
+    library: HeldLibrary, tmp_path: Path, write_corpus: WriteCorpus, letter_encoder: Callable[..., Path]
+) -> None:
+    build_index(write_corpus(OLDER, "older.jsonl"), tmp_path / "older", kind="bm25")
+    build_index(write_corpus(NEWER, "newer.jsonl"), tmp_path / "newer", kind="flat", encoder=str(letter_encoder()))
+    metrics.INDEX_PASSAGES.clear()  # of other tests
+    shelf = await shelf_of(library, tmp_path / "older")
+
+    await shelf.replace("default", tmp_path / "newer")
+
+    assert [sample.labels | {"value": sample.value} for sample in passages_shown()] == [
+        {"corpus": "default", "kind": "flat", "value": 2}
+    ]
     await shelf.close()
 
 
