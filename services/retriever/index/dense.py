@@ -3,6 +3,7 @@
 # Q = queries, K = results per query, N = passages, D = dimensions
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -13,7 +14,7 @@ from services.retriever.index.exact import Flat, Fp16, half_vectors
 from services.retriever.index.gpu import GpuFlat, check_one_faiss, num_gpus
 from services.retriever.index.layout import CODES_FOLDER, HALF_VECTORS_FILE, VECTORS_FILE
 from services.retriever.index.manifest import DenseFacts, FlatFacts, Fp16Facts
-from services.retriever.index.protocol import Matrix, Nearest, Rows, Scores
+from services.retriever.index.protocol import Nearest, Rows, Scores
 from services.retriever.index.quantised import Quantised
 
 
@@ -68,8 +69,9 @@ def open_nearest(folder: Path, facts: DenseFacts, *, num_threads: int) -> Neares
     )
 
 
-def _vectors(path: Path, *, dim: int) -> Matrix:
-    vectors_ND: Matrix = np.load(path, mmap_mode="r")
+def _vectors(path: Path, *, dim: int) -> Any:
+    """float32, or float16 if only candidates are scored by them."""
+    vectors_ND = np.load(path, mmap_mode="r")
     if vectors_ND.ndim != 2 or vectors_ND.shape[1] != dim:
         message = f"{path}: a matrix of {vectors_ND.shape}, and the encoder's vectors have {dim} dimensions"
         raise InvalidInput(f"{message}; build the index again")
