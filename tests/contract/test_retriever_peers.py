@@ -336,11 +336,33 @@ def test_who_asks_nothing_gets_as_many_answers(server: str, path: str, payload: 
     assert (response.status_code, response.json()) == (200, answer)
 
 
+def test_a_query_that_does_not_end_is_cut(server: str) -> None:
+    """A policy may babble until its tokens end, and Search-R1's trainer does not survive an error."""
+    endless = "capital " * 20_000
+
+    assert search_r1(server, [endless, "film"]) == search_r1(server, ["capital", "film"])
+    assert post(f"http://{server}/queries", {"queries": [endless]}).json()["queries"] == [endless]
+
+
+def test_a_whole_batch_of_rollouts_may_ask_at_once(server: str) -> None:
+    found = search_r1(server, ["capital", "film"] * 5_000)
+
+    assert found == search_r1(server, ["capital", "film"]) * 5_000
+
+
+def test_an_address_that_no_page_can_have_finds_none(server: str) -> None:
+    urls = ["http://wiki/Rome", "http://wiki/" + "x" * 10_000]
+
+    first, second = post(f"http://{server}/access", {"urls": urls}).json()["result"]
+
+    assert (first["url"], second) == (urls[0], None)
+
+
 @pytest.mark.parametrize(
     ("path", "payload", "field"),
     [
         ("/queries", {"k": 3}, "body.queries: Field required"),
-        ("/queries", {"queries": ["x" * 8_193]}, "body.queries.0: "),
+        ("/queries", {"queries": ["x"] * 65_537}, "body.queries: "),
         ("/queries", {"queries": ["x"], "k": 101}, "body.k: "),
         ("/retrieve", {"topk": 3}, "body.queries: Field required"),
         ("/retrieve", {"queries": ["x", 7]}, "body.queries.1: "),

@@ -6,8 +6,9 @@
     GET  /health                   ReCall, SearchAgentReview
 
 Those clients retry on 503 and give up on 429, and some end their training at any error. So no query at all is answered,
-with as many lists; a blank one, as a policy may write it, finds nothing; text that is no Unicode is mended; and under
-load a request waits for its turn until its deadline, and once its search has begun, to the end.
+with as many lists; a blank one, as a policy may write it, finds nothing; one that does not end is cut; text that is no
+Unicode is mended; and under load a request waits for its turn until its deadline, and once its search has begun, to the
+end.
 """
 
 import json
@@ -31,6 +32,8 @@ M = TypeVar("M", bound=BaseModel)
 
 CONTENTS_CHARACTERS = 4_096
 """SearchAgentReview's server cuts passages here, and prompts are dimensioned for it."""
+QUERY_CHARACTERS = 8_192
+"""More of a query is not read: an encoder reads a few hundred tokens. No page has a longer address."""
 _NAME: TypeAdapter[str] = TypeAdapter(Name)
 
 
@@ -48,38 +51,35 @@ def _default(number: int) -> BeforeValidator:
     return BeforeValidator(lambda value: number if value is None else value)
 
 
-_Query = Annotated[str, Field(max_length=8_192)]
-_Queries = Annotated[tuple[_Query, ...], BeforeValidator(_listed), Field(max_length=4_096)]
-"""May be none: Search-R1's client asks at every turn, also when nobody in its batch searched."""
+_Texts = Annotated[tuple[str, ...], BeforeValidator(_listed), Field(max_length=65_536)]
+"""All that a batch of rollouts asks in one turn. May be none: Search-R1's client asks when nobody searched, too."""
 _K = Annotated[int, Field(ge=1, le=100, strict=True)]
 _Flag = Annotated[bool, Field(strict=True)]
 
 
 class QueriesRequest(_Body):
-    queries: _Queries
+    queries: _Texts
     k: Annotated[_K, _default(3)] = 3
 
 
 class RetrieveRequest(_Body):
-    queries: _Queries = Field(validation_alias=AliasChoices("queries", "query", "query_list"))
+    queries: _Texts = Field(validation_alias=AliasChoices("queries", "query", "query_list"))
     topk: Annotated[_K, _default(3)] = Field(default=3, validation_alias=AliasChoices("topk", "k", "top_n"))
     return_scores: _Flag = False
 
 
 class AccessRequest(_Body):
-    urls: Annotated[
-        tuple[Annotated[str, Field(max_length=8_192)], ...], BeforeValidator(_listed), Field(max_length=4_096)
-    ]
+    urls: _Texts
 
 
 class ReCallRequest(_Body):
-    query: _Queries
+    query: _Texts
     top_n: Annotated[_K, _default(10)] = 10
     return_score: _Flag = False
 
 
 class QueryListRequest(_Body):
-    queries: _Queries = Field(validation_alias=AliasChoices("query_list", "queries"))
+    queries: _Texts = Field(validation_alias=AliasChoices("query_list", "queries"))
     k: Annotated[_K | tuple[_K, ...], _default(3)] = Field(default=3, validation_alias=AliasChoices("k", "topk"))
     return_scores: _Flag = True
 
@@ -125,8 +125,12 @@ class _DropIn:
     async def access(self, call: Call) -> bytes:
         body = _parse(AccessRequest, _object(call.body))
         deadline = call.deadline_seconds(self._deadline_seconds)
-        pages = await self._backend().pages(body.urls, _corpus(call), deadline_seconds=deadline)
-        return _json({"result": [page and _page(Passage.model_validate_json(page)) for page in pages]})
+        urls = [url for url in body.urls if len(url) <= QUERY_CHARACTERS]
+        pages = dict(
+            zip(urls, await self._backend().pages(urls, _corpus(call), deadline_seconds=deadline), strict=True)
+        )
+        found = [pages.get(url) for url in body.urls]
+        return _json({"result": [page and _page(Passage.model_validate_json(page)) for page in found]})
 
     async def search(self, call: Call) -> bytes:
         fields = _object(call.body)
@@ -147,6 +151,7 @@ class _DropIn:
         return await self._recalled(call, _object(call.body))
 
     async def _find(self, call: Call, queries: Sequence[str], k_Q: Sequence[int]) -> _Answers:
+        queries = [query[:QUERY_CHARACTERS] for query in queries]
         asked = [q for q, query in enumerate(queries) if query.strip()]
         answers = _Answers([()] * len(queries), [[] for _ in queries])
         if asked:
