@@ -41,6 +41,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except SearcherError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2 if isinstance(error, InvalidInput) else 1
+    except OSError as error:  # no permission, a full disk
+        print(f"error: {error}; what was done is kept, and the same command goes on from there", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("stopped; the same command goes on from here", file=sys.stderr)
         return 130

@@ -118,6 +118,8 @@ def build_index(
         raise InvalidInput("hybrid: joins words with vectors; name a kind of vector index and an encoder")
     if not source.is_file():
         raise InvalidInput(f"corpus: {source} is not a file")
+    if options.queries:
+        read_questions(options.queries)  # lest hours of encoding end at a line of theirs
     out = out.resolve()  # what a link leads to is replaced, not the link
     out.parent.mkdir(parents=True, exist_ok=True)
     with only_builder(out, say):

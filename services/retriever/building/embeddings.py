@@ -200,6 +200,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except SearcherError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2 if isinstance(error, InvalidInput) else 1
+    except OSError as error:  # no permission, a full disk
+        print(f"error: {error}; what was encoded is kept, and the same command goes on from there", file=sys.stderr)
+        return 1
     for line in bad_lines.first:
         print(f"skipped {line}", file=sys.stderr)
     if bad_lines.count:

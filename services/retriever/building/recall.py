@@ -121,6 +121,6 @@ def read_questions(path: Path, num_queries: int = NUM_QUERIES) -> list[str]:
 def _lines(path: Path) -> Sequence[str]:
     try:
         content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-        return [line for line in content.decode().splitlines() if line.strip()]
+        return [line for line in content.decode().split("\n") if line.strip()]
     except (OSError, EOFError, zlib.error, UnicodeError) as error:
         raise InvalidInput(f"queries: {path}: {error}") from None

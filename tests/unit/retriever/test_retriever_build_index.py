@@ -163,6 +163,35 @@ def test_the_command_refuses_bad_input_in_one_line(tmp_path: Path, capsys: pytes
     assert "missing.jsonl is not a file" in capsys.readouterr().err
 
 
+def test_the_command_says_in_one_line_where_it_may_not_write(
+    tmp_path: Path, write_corpus: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+
+    code = main([str(write_corpus()), "--out", str(tmp_path / "file" / "index")])
+
+    assert code == 1
+    assert capsys.readouterr().err.strip().splitlines()[-1].startswith("error: [Errno ")
+
+
+def test_questions_that_cannot_be_read_are_refused_before_anything_is_encoded(
+    tmp_path: Path, write_corpus: Callable[..., Path], letter_encoder: Callable[..., Path]
+) -> None:
+    stages: list[str] = []
+
+    with pytest.raises(InvalidInput, match=r"queries: .*missing\.jsonl"):
+        build_index(
+            write_corpus(),
+            tmp_path / "index",
+            kind="flat",
+            encoder=str(letter_encoder()),
+            options=BuildOptions(queries=tmp_path / "missing.jsonl"),
+            on_progress=lambda stage, *_: stages.append(stage),
+        )
+
+    assert stages == []
+
+
 # -- kinds of vectors -------------------------------------------------------------------------------------------------
 
 
