@@ -18,7 +18,7 @@ errors = Console(stderr=True, highlight=False, emoji=False)
 BLOCKS = "▁▂▃▄▅▆▇█"
 
 
-def print_error(error: SearcherError) -> None:
+def print_error(error: SearcherError | OSError) -> None:
     """One line that says what is wrong; for an outage, how to end it."""
     first, *rest = str(error).split("\n")
     errors.print(f"error: {first}", style="bold red", markup=False, soft_wrap=True)

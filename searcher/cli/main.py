@@ -39,13 +39,14 @@ PlanOf = Annotated[
 
 
 def main() -> None:
-    """Errors of our own tree are one line and exit code 1; everything else is a bug and shows its traceback."""
+    """Errors of our own tree, and files that cannot be read or written, are one line and exit code 1; everything else
+    is a bug and shows its traceback."""
     try:
         app()
     except Exception as error:
         from searcher.contracts.errors import SearcherError
 
-        if not isinstance(error, SearcherError):
+        if not isinstance(error, SearcherError | OSError):
             raise
         from searcher.cli.console import print_error
 

@@ -1,11 +1,13 @@
 import gzip
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from searcher.cli.kilt import split
+from searcher.cli.main import main
 from searcher.contracts.errors import InvalidInput
 
 
@@ -88,3 +90,16 @@ def test_the_published_sample_is_reproduced_row_for_row(tmp_path: Path, data_dir
     assert len(published) == 92
     assert ours[:92] == published
     assert ours[92].startswith(cut_off)
+
+
+def test_the_command_says_in_one_line_where_it_may_not_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pages = write_pages(tmp_path / "p.jsonl", {"wikipedia_title": "A", "text": ["A\n"]})
+    monkeypatch.setattr(sys, "argv", ["searcher", "data", "split-kilt", str(pages), str(pages / "out.tsv")])
+
+    with pytest.raises(SystemExit) as ended:
+        main()
+
+    (line,) = capsys.readouterr().err.splitlines()
+    assert (ended.value.code, line.startswith("error: [Errno ")) == (1, True)
