@@ -45,13 +45,16 @@ class WebQuery:
     @property
     def words(self) -> str:
         """What a provider reads of a query."""
-        words = " ".join(self.text.split()[:_MAX_QUERY_WORDS])
-        return words[:_MAX_QUERY_CHARACTERS].strip()
+        return self._words_before("")
 
     @property
     def words_and_site(self) -> str:
         """For search engines whose only way to name a site is in the query."""
-        return f"{self.words} site:{self.site}" if self.site else self.words
+        return self._words_before(f" site:{self.site}" if self.site else "")
+
+    def _words_before(self, ending: str) -> str:
+        words = " ".join(self.text.split()[: _MAX_QUERY_WORDS - len(ending.split())])
+        return words[: _MAX_QUERY_CHARACTERS - len(ending)].strip() + ending
 
 
 class SearchProvider(Protocol):

@@ -192,6 +192,8 @@ async def test_without_a_site_the_whole_web_is_asked(talk: Talk) -> None:
 async def test_a_query_is_cut_to_what_providers_read() -> None:
     assert WebQuery("a " * 60).words.split() == ["a"] * 50
     assert len(WebQuery("x" * 900).words) == 400
+    assert len(WebQuery("x" * 900, site="a.org").words_and_site) == 400
+    assert len(WebQuery("word " * 900, site="a.org").words_and_site.split()) == 50
     assert WebQuery(" two\n\twords ").words == "two words"
 
 
