@@ -121,6 +121,9 @@ def build_index(
     if options.queries:
         read_questions(options.queries)  # lest hours of encoding end at a line of theirs
     out = out.resolve()  # what a link leads to is replaced, not the link
+    for name, kept in (("embeddings", options.embeddings), ("encoder_cache", options.encoder_cache)):
+        if kept and kept.resolve().is_relative_to(out):
+            raise InvalidInput(f"{name}: {kept} lies in {out}, which is replaced as a whole; name a folder elsewhere")
     out.parent.mkdir(parents=True, exist_ok=True)
     with only_builder(out, say):
         refuse_other_content(out)

@@ -200,8 +200,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except SearcherError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2 if isinstance(error, InvalidInput) else 1
-    except OSError as error:  # no permission, a full disk
+    except (OSError, sqlite3.OperationalError) as error:  # no permission, a full disk
         print(f"error: {error}; what was encoded is kept, and the same command goes on from there", file=sys.stderr)
+        return 1
+    except sqlite3.DatabaseError as error:
+        print(f"error: the kept vectors are damaged ({error}); delete their folder (--embeddings)", file=sys.stderr)
         return 1
     for line in bad_lines.first:
         print(f"skipped {line}", file=sys.stderr)

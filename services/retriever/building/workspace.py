@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from searcher.contracts.errors import InvalidInput
+from services.retriever.index.layout import INDEX_NAMES, PASSAGES_FILE
 from services.retriever.index.manifest import MANIFEST_FILE, Manifest, read_manifest, unlisted, verify
 
 REQUEST_FILE, STAGES_FILE = ".request.json", ".stages.json"
@@ -32,12 +33,19 @@ def complete_index(folder: Path) -> Manifest | None:
 
 def refuse_other_content(out: Path) -> None:
     """An index is replaced as a whole, so whatever else lay in its folder would be lost."""
-    if out.exists() and not (out / MANIFEST_FILE).is_file() and (not out.is_dir() or any(out.iterdir())):
-        raise InvalidInput(f"out: {out} exists and is not an index; name another folder")
+    if out.is_mount():
+        raise InvalidInput(f"out: {out} is a mount point, which cannot be replaced as a whole; name a folder inside it")
+    if not (out / MANIFEST_FILE).is_file():
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise InvalidInput(f"out: {out} exists and is not an index; name another folder")
+        return
     try:
         names = unlisted(out, read_manifest(out))
-    except InvalidInput:  # no manifest that can be read, so nobody knows what is the index' own
-        return
+    except InvalidInput as error:  # damaged, or of another version, if its files are called like an index'
+        known = INDEX_NAMES | {MANIFEST_FILE}
+        names = [path.name for path in sorted(out.iterdir()) if path.name not in known and path.name[0] != "."]
+        if not (out / PASSAGES_FILE).is_file():
+            raise InvalidInput(f"out: {error.detail}; name another folder") from None
     if names:
         raise InvalidInput(f"out: {out / names[0]} is no part of the index there and would be lost; move it away")
 
@@ -82,6 +90,7 @@ def building_folder(out: Path, request_sha256: str) -> Iterator[Path]:
     except InvalidInput:
         remove(building)
         raise
+    refuse_other_content(out)  # what came meanwhile would be lost as well
     _put_in_place(building, out)
 
 

@@ -19,6 +19,7 @@ from searcher.contracts.errors import InvalidInput
 from services.retriever import metrics
 from services.retriever.index.layout import BM25_FILES
 from services.retriever.index.manifest import Bm25Facts
+from services.retriever.index.matrix import new_matrix
 from services.retriever.index.protocol import NOTHING, Rows, Scores
 
 _WORD = re.compile(r"\w+")
@@ -57,8 +58,8 @@ def write_bm25(texts: Iterator[str], folder: Path, *, facts: Bm25Facts) -> None:
         model.save(folder, show_progress=False)
         shape = (int(starts_V[-1]),)
         scores_at, rows_at, *_ = (folder / name for name in BM25_FILES)
-        scores_P = np.lib.format.open_memmap(scores_at, mode="w+", dtype=np.float32, shape=shape)
-        rows_P = np.lib.format.open_memmap(rows_at, mode="w+", dtype=np.int32, shape=shape)
+        scores_P = new_matrix(scores_at, np.float32, shape)
+        rows_P = new_matrix(rows_at, np.int32, shape)
         _write_postings(counted, starts_V, scores_P, rows_P, facts)
 
 

@@ -14,6 +14,7 @@ from services.retriever.index.exact import Flat, Fp16, half_vectors
 from services.retriever.index.gpu import GpuFlat, check_one_faiss, num_gpus
 from services.retriever.index.layout import CODES_FOLDER, HALF_VECTORS_FILE, VECTORS_FILE
 from services.retriever.index.manifest import DenseFacts, FlatFacts, Fp16Facts
+from services.retriever.index.matrix import new_matrix
 from services.retriever.index.protocol import Nearest, Rows, Scores
 from services.retriever.index.quantised import Quantised
 
@@ -21,7 +22,7 @@ from services.retriever.index.quantised import Quantised
 def write_vectors(blocks: Iterator[Vectors], path: Path, *, num_passages: int, dim: int, dtype: str) -> None:
     """Blocks of vectors -> one matrix on disk; memory holds one block."""
     shape = (num_passages, dim)
-    vectors_ND = np.lib.format.open_memmap(path, mode="w+", dtype=np.dtype(dtype), shape=shape)
+    vectors_ND = new_matrix(path, dtype, shape)
     row = 0
     for block_ND in blocks:
         vectors_ND[row : row + len(block_ND)] = block_ND

@@ -11,6 +11,18 @@ BM25_FILES = (
 )
 VECTORS_FILE, HALF_VECTORS_FILE, CODES_FOLDER = "vectors.npy", "vectors.fp16.faiss", "codes"
 ENCODER_FOLDER, RERANKER_FOLDER, RERANKER_CARD_FILE = "encoder", "reranker", "reranker.json"
+INDEX_NAMES = frozenset(
+    {
+        PASSAGES_FILE,
+        OFFSETS_FILE,
+        BM25_FOLDER,
+        VECTORS_FILE,
+        HALF_VECTORS_FILE,
+        CODES_FOLDER,
+        ENCODER_FOLDER,
+        RERANKER_FOLDER,
+    }
+)
 
 
 def codes_file(number: int) -> str:

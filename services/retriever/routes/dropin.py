@@ -51,7 +51,7 @@ def _default(number: int) -> BeforeValidator:
     return BeforeValidator(lambda value: number if value is None else value)
 
 
-_Texts = Annotated[tuple[str, ...], BeforeValidator(_listed), Field(max_length=65_536)]
+_Texts = Annotated[tuple[str, ...], BeforeValidator(_listed), Field(max_length=16_384)]
 """All that a batch of rollouts asks in one turn. May be none: Search-R1's client asks when nobody searched, too."""
 _K = Annotated[int, Field(ge=1, le=100, strict=True)]
 _Flag = Annotated[bool, Field(strict=True)]

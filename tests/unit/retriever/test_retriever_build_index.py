@@ -1,3 +1,4 @@
+import errno
 import fcntl
 import json
 import os
@@ -172,6 +173,71 @@ def test_the_command_says_in_one_line_where_it_may_not_write(
 
     assert code == 1
     assert capsys.readouterr().err.strip().splitlines()[-1].startswith("error: [Errno ")
+
+
+def test_a_folder_with_a_manifest_of_something_else_is_left_alone(
+    tmp_path: Path, write_corpus: Callable[..., Path]
+) -> None:
+    (tmp_path / "app").mkdir()
+    (tmp_path / "app" / "manifest.json").write_text('{"name": "a web app"}')
+    (tmp_path / "app" / "thesis.txt").write_text("years of work")
+
+    with pytest.raises(InvalidInput, match=r"^out: .*name another folder"):
+        build_index(write_corpus(), tmp_path / "app", kind="bm25")
+
+    assert (tmp_path / "app" / "thesis.txt").read_text() == "years of work"
+
+
+def test_beside_a_damaged_manifest_nothing_else_is_lost(tmp_path: Path, write_corpus: Callable[..., Path]) -> None:
+    build_index(write_corpus(), tmp_path / "index", kind="bm25")
+    (tmp_path / "index" / "manifest.json").write_text("{")
+    (tmp_path / "index" / "notes.txt").write_text("mine")
+
+    with pytest.raises(InvalidInput, match=r"notes\.txt is no part of the index"):
+        build_index(write_corpus(), tmp_path / "index", kind="bm25")
+
+    (tmp_path / "index" / "notes.txt").unlink()
+    assert build_index(write_corpus(), tmp_path / "index", kind="bm25").num_passages == 4
+
+
+def test_what_came_into_the_folder_during_the_build_is_not_lost(
+    tmp_path: Path, write_corpus: Callable[..., Path]
+) -> None:
+    notes = tmp_path / "index" / "notes.txt"
+
+    def write_notes(*_: object) -> None:
+        notes.parent.mkdir(exist_ok=True)
+        notes.write_text("mine")
+
+    with pytest.raises(InvalidInput, match="exists and is not an index"):
+        build_index(write_corpus(), tmp_path / "index", kind="bm25", on_progress=write_notes)
+
+    assert notes.read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", ["embeddings", "encoder_cache"])
+def test_what_is_kept_between_builds_cannot_lie_in_the_index(
+    tmp_path: Path, write_corpus: Callable[..., Path], letter_encoder: Callable[..., Path], name: str
+) -> None:
+    options = BuildOptions(**{name: tmp_path / "index" / "kept"})
+
+    with pytest.raises(InvalidInput, match=f"^{name}: .* is replaced as a whole"):
+        build_index(write_corpus(), tmp_path / "index", kind="flat", encoder=str(letter_encoder()), options=options)
+
+
+def test_a_disk_without_room_is_an_error_and_not_the_end_of_the_process(
+    tmp_path: Path,
+    write_corpus: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def no_room(*_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", no_room)
+
+    assert main([str(write_corpus()), "--out", str(tmp_path / "index")]) == 1
+    assert "No space left on device; what was done is kept" in capsys.readouterr().err
 
 
 def test_questions_that_cannot_be_read_are_refused_before_anything_is_encoded(
