@@ -88,7 +88,7 @@ class EmbeddingCache:
             return False
         kept_ND, now_ND = vectors_ND[known], encoder.encode_passages([texts[n] for n in known.tolist()])
         longest_N = np.maximum((kept_ND**2).sum(axis=1), (now_ND**2).sum(axis=1))
-        if ((kept_ND * now_ND).sum(axis=1) < _SAME_COSINE * longest_N).any():
+        if not ((kept_ND * now_ND).sum(axis=1) >= _SAME_COSINE * longest_N).all():  # as with NaN
             raise InvalidInput(
                 f"embeddings: {self.folder} holds vectors of another model than {encoder.card.name} is now; delete "
                 "that folder, or keep this encoder's vectors elsewhere (--embeddings)"
@@ -100,7 +100,11 @@ class EmbeddingCache:
         vectors_ND, missing = self.lookup(texts)
         if missing:
             distinct = list(dict.fromkeys(texts[n] for n in missing))
-            encoded = dict(zip(distinct, encoder.encode_passages(distinct), strict=True))
+            encoded_ND = encoder.encode_passages(distinct)
+            if not (finite_N := np.isfinite(encoded_ND).all(axis=1)).all():
+                text = distinct[int(finite_N.argmin())]
+                raise SearcherError(f"encoder: {encoder.card.name} gives no numbers (NaN, inf) for {text[:200]!r}")
+            encoded = dict(zip(distinct, encoded_ND, strict=True))
             self.store(encoded)
             for n in missing:
                 vectors_ND[n] = encoded[texts[n]]

@@ -13,7 +13,7 @@ from pydantic import SecretStr
 
 from searcher.clients.embeddings import EmbeddingsClient
 from searcher.contracts.base import Contract
-from searcher.contracts.errors import InvalidInput
+from searcher.contracts.errors import InvalidInput, UpstreamUnavailable
 from services.retriever.encoders.card import SERVER_FILE, read_card, read_fields
 from services.retriever.encoders.local import normalised
 from services.retriever.encoders.protocol import Vectors
@@ -73,7 +73,10 @@ class HttpEncoder:
 
     def _encode(self, texts: list[str], max_tokens: int) -> Vectors:
         work = self._client.embed(texts, model=self._model, max_tokens=max_tokens)
-        vectors = asyncio.run_coroutine_threadsafe(work, self._loop).result()
+        try:
+            vectors = asyncio.run_coroutine_threadsafe(work, self._loop).result()
+        except InvalidInput as error:  # the server's settings are at fault, and not what our caller gave
+            raise UpstreamUnavailable(f"encoder: the server refuses: {error.detail}") from error
         lengths = {len(vector) for vector in vectors}
         if lengths - {self.card.dim}:
             raise InvalidInput(f"encoder: the server gives {lengths} dimensions, but the card says {self.card.dim}")

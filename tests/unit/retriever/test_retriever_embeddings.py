@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from searcher.contracts.errors import InvalidInput
+from searcher.contracts.errors import InvalidInput, SearcherError
 from services.retriever.building.__main__ import main as build_main
 from services.retriever.building.embeddings import EmbeddingCache, in_blocks, main
 from services.retriever.encoders.card import EncoderCard, Pooling, read_card
@@ -63,6 +63,21 @@ def test_vectors_of_another_model_are_refused_before_one_is_used(tmp_path: Path)
         ),
     ):
         list(cache.encode_blocks([["new"], ["newer", "aaa"]], Reversed()))
+
+
+class NanEncoder(LengthEncoder):
+    def encode_passages(self, passages: Sequence[str]) -> Vectors:
+        vectors_ND = super().encode_passages(passages)
+        vectors_ND[[passage == "bad" for passage in passages]] = np.nan
+        return vectors_ND
+
+
+def test_what_is_no_number_is_not_kept(tmp_path: Path) -> None:
+    with EmbeddingCache(tmp_path, CARD) as cache:
+        with pytest.raises(SearcherError, match=r"toy gives no numbers .* for 'bad'"):
+            cache.encode(["good", "bad"], NanEncoder())
+
+        assert cache.lookup(["good", "bad"])[1] == [0, 1]
 
 
 def test_a_few_known_vectors_are_compared_once(tmp_path: Path) -> None:
