@@ -281,6 +281,14 @@ def test_many_texts_are_asked_in_parts_and_come_back_in_order(tmp_path: Path) ->
     assert vectors[:, 0].tolist() == list(range(100))
 
 
+@pytest.mark.parametrize("status", [401, 404, 413])
+def test_a_server_that_refuses_is_not_its_callers_fault(tmp_path: Path, status: int) -> None:
+    encoder = remote(tmp_path, lambda request: httpx.Response(status, json={"error": "no"}))
+
+    with pytest.raises(UpstreamUnavailable, match="the server refuses: "):
+        encoder.encode_passages(["a"])
+
+
 @pytest.mark.parametrize("status", [429, 503])
 def test_a_servers_outage_is_an_error_not_a_vector(tmp_path: Path, status: int) -> None:
     asked: list[int] = []
