@@ -27,6 +27,9 @@ def build(
     encoder_url: Annotated[
         str | None, typer.Option(help="An OpenAI-compatible server that encodes, e.g. http://127.0.0.1:8080/v1.")
     ] = None,
+    encoder_key_file: Annotated[
+        Path | None, typer.Option(help="File with the key that this server asks for.", show_default="no key")
+    ] = None,
     query_prefix: Annotated[
         str | None, typer.Option(help="Goes before queries.", show_default="the encoder's own")
     ] = None,
@@ -60,6 +63,7 @@ def build(
         "--encoder-checkpoint": encoder_checkpoint,
         "--encoder-backend": encoder_backend,
         "--encoder-url": encoder_url,
+        "--encoder-key-file": encoder_key_file,
         "--query-prefix": query_prefix,
         "--max-tokens": max_tokens,
         "--embeddings": embeddings,

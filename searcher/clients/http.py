@@ -55,14 +55,23 @@ class ServiceClient:
         await self._http.aclose()
 
     async def post(self, path: str, body: Contract | dict[str, Any] | None = None) -> Any:
-        """The response's JSON. Raises InvalidInput (4xx) or UpstreamUnavailable (no answer in time)."""
+        """The response's JSON. Raises InvalidInput (4xx), UpstreamUnavailable (no answer in time) or SearcherError
+        (an answer that is none of the service's)."""
         content = body.model_dump_json() if isinstance(body, Contract) else None
         json = body if isinstance(body, dict) else None
         headers = {"Content-Type": "application/json"} if content else {}
-        return (await self._request("POST", path, content=content, json=json, headers=headers)).json()
+        return self._json(await self._request("POST", path, content=content, json=json, headers=headers))
 
     async def get(self, path: str) -> Any:
-        return (await self._request("GET", path)).json()
+        return self._json(await self._request("GET", path))
+
+    def _json(self, response: httpx.Response) -> Any:
+        try:
+            return response.json()
+        except ValueError:
+            raise SearcherError(
+                f"{self.service} at {self.base_url} answers {response.text[:100]!r}, which is no JSON; is it the one?"
+            ) from None
 
     async def get_text(self, path: str) -> str:
         return (await self._request("GET", path)).text

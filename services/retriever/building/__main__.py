@@ -12,7 +12,7 @@ from typing import Any
 from searcher.contracts.errors import InvalidInput, SearcherError
 from services.retriever.building.build import build_index
 from services.retriever.building.corpus import Progress
-from services.retriever.building.options import add_encoder_options, add_skip_bad_lines, encoder_choice
+from services.retriever.building.options import add_encoder_options, add_skip_bad_lines, encoder_choice, encoder_key
 from services.retriever.building.request import KINDS, BuildOptions
 
 
@@ -35,6 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                     queries=options.queries,
                     skip_bad_lines=options.skip_bad_lines,
                     num_threads=options.threads,
+                    encoder_key=encoder_key(options),
                 ),
                 on_progress=on_progress,
                 say=say,

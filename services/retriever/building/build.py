@@ -49,7 +49,7 @@ from services.retriever.building.workspace import (
 from services.retriever.encoders.card import EncoderCard
 from services.retriever.encoders.export import encoder_folder
 from services.retriever.encoders.known import EncoderChoice
-from services.retriever.encoders.opening import open_encoder
+from services.retriever.encoders.opening import open_encoder, try_out
 from services.retriever.encoders.protocol import Encoder, Vectors
 from services.retriever.index.bm25 import write_bm25
 from services.retriever.index.dense import open_nearest, write_vectors
@@ -84,6 +84,7 @@ from services.retriever.index.opening import open_index, reranked
 from services.retriever.index.passages import PassageStore
 from services.retriever.index.protocol import Matrix
 from services.retriever.index.quantised import Quantised, train_codes, write_codes
+from services.retriever.index.rerank import try_out_reranker
 
 Block = TypeVar("Block", list[str], Vectors)
 BLOCK_PASSAGES = 1_024
@@ -132,8 +133,17 @@ def build_index(
         request = request_of(source, kind, encoder_at or None, options)
         if (existing := complete_index(out)) and existing.request_sha256 == request.sha256:
             return existing
+        num_threads = options.num_threads or len(os.sched_getaffinity(0))
+        opened = partial(open_encoder, num_threads=num_threads, server_key=options.encoder_key)
+        if encoder_at:
+            try_out(opened(encoder_at))
+        if options.reranker:
+            try_out_reranker(options.reranker)
         with building_folder(out, request.sha256) as folder:
-            return _Build(source, folder, request, encoder_at or None, out, options, on_progress, say).run()
+            build = _Build(
+                source, folder, request, encoder_at or None, out, options, num_threads, opened, on_progress, say
+            )
+            return build.run()
 
 
 @dataclass
@@ -146,20 +156,20 @@ class _Build:
     encoder_at: Path | None
     out: Path
     options: BuildOptions
+    num_threads: int
+    opened: Callable[[Path], Encoder]
     on_progress: Progress
     say: Callable[[str], None]
 
     def run(self) -> Manifest:
-        num_threads = self.options.num_threads or len(os.sched_getaffinity(0))
         skipped = self._write_passages()
         with PassageStore(self.folder) as passages:
-            facts, recall = self._write_index(passages, num_threads)
+            facts, recall = self._write_index(passages)
             query = " ".join(passages.searchable_texts(0, 1)[0].split()[:_GOLDEN_WORDS])
-            opened = partial(open_encoder, num_threads=num_threads)
-            index = open_index(self.folder, facts, encoder_of=opened, num_threads=num_threads)
+            index = open_index(self.folder, facts, encoder_of=self.opened, num_threads=self.num_threads)
             if card := self.request.reranker:
                 self._once(RERANKER_FOLDER, lambda into: self._write_reranker(card, into))
-                index = reranked(index, self.folder, card, passages=passages, num_threads=num_threads)
+                index = reranked(index, self.folder, card, passages=passages, num_threads=self.num_threads)
             _, scores_QK = index.search([query], 1)
             manifest = Manifest(
                 source=SourceFacts(
@@ -226,7 +236,7 @@ class _Build:
 
     # -- indexes ------------------------------------------------------------------------------------------------------
 
-    def _write_index(self, passages: PassageStore, num_threads: int) -> tuple[IndexFacts, Recall | None]:
+    def _write_index(self, passages: PassageStore) -> tuple[IndexFacts, Recall | None]:
         if self.encoder_at is None or self.options.hybrid:
             bm25 = Bm25Facts()
             self._once(BM25_FOLDER, lambda into: write_bm25(self._texts(passages), into, facts=bm25))
@@ -234,14 +244,13 @@ class _Build:
             return bm25, None
         encoder_at = self.encoder_at
         self._once(ENCODER_FOLDER, lambda into: _bring_along(encoder_at, into))
-        encoder = open_encoder(encoder_at, num_threads=num_threads)
-        dense, recall = self._write_dense(passages, encoder, num_threads)
+        dense, recall = self._write_dense(passages, self.opened(encoder_at))
         return (HybridFacts(dense=dense, bm25=bm25) if self.options.hybrid else dense), recall
 
     def _texts(self, passages: PassageStore) -> Iterator[str]:
         return chain.from_iterable(_reporting("indexing", _blocks(passages), len(passages), self.on_progress))
 
-    def _write_dense(self, passages: PassageStore, encoder: Encoder, num_threads: int) -> tuple[DenseFacts, Recall]:
+    def _write_dense(self, passages: PassageStore, encoder: Encoder) -> tuple[DenseFacts, Recall]:
         card, num_passages = encoder.card, len(passages)
         kind = self._vector_kind(num_passages, card.dim)
         with EmbeddingCache(self.options.embeddings or self.out.parent / ".embeddings", card) as cache:
@@ -266,8 +275,8 @@ class _Build:
         if kind == "flat" or kind == "fp16":
             facts: DenseFacts = FlatFacts(encoder=card) if kind == "flat" else Fp16Facts(encoder=card)
         else:
-            facts = self._write_codes(kind, card, vectors_ND, trial, num_threads)
-        recall = trial.facts(open_nearest(self.folder, facts, num_threads=num_threads))
+            facts = self._write_codes(kind, card, vectors_ND, trial)
+        recall = trial.facts(open_nearest(self.folder, facts, num_threads=self.num_threads))
         self.say(_said(facts, recall))
         if recall.recall < self.options.recall and isinstance(facts, QuantisedFacts):
             self.say(
@@ -289,7 +298,6 @@ class _Build:
         card: EncoderCard,
         vectors_ND: Matrix,
         trial: Trial,
-        num_threads: int,
     ) -> QuantisedFacts:
         num_passages = len(vectors_ND)
         factory = factory_of(kind, num_passages, card.dim)
@@ -307,7 +315,7 @@ class _Build:
             write_codes(codes, blocks, into, shard_rows=shard_rows_of(kind, num_passages))
 
         path = self._once(CODES_FOLDER, write)
-        index = Quantised(path, vectors_ND, candidates=1, num_probes=None, num_threads=num_threads)
+        index = Quantised(path, vectors_ND, candidates=1, num_probes=None, num_threads=self.num_threads)
         settings = tuned(index, trial, wanted=self.options.recall, num_lists=lists)
         return QuantisedFacts(
             kind=kind,

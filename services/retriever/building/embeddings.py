@@ -178,9 +178,9 @@ def in_blocks(texts: Iterable[str], num_texts: int = BLOCK_TEXTS) -> Iterator[li
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    from services.retriever.building.options import add_encoder_options, add_skip_bad_lines, encoder_choice
+    from services.retriever.building.options import add_encoder_options, add_skip_bad_lines, encoder_choice, encoder_key
     from services.retriever.encoders.export import encoder_folder
-    from services.retriever.encoders.opening import open_encoder
+    from services.retriever.encoders.opening import open_encoder, try_out
 
     parser = argparse.ArgumentParser(prog="python -m services.retriever.building.embeddings", description=__doc__)
     parser.add_argument("sources", type=Path, nargs="+", metavar="CORPUS")
@@ -196,7 +196,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     bad_lines = BadLines()
     try:
         folder = encoder_folder(choice, options.encoder_cache or options.into / ".encoders")
-        encoder = open_encoder(folder, num_threads=options.threads)
+        encoder = open_encoder(folder, num_threads=options.threads, server_key=encoder_key(options))
+        try_out(encoder)
         with EmbeddingCache(options.into, encoder.card) as cache:
             for source in options.sources:
                 passages = read_passages(source, on_bad_line=bad_lines if options.skip_bad_lines else None)

@@ -4,6 +4,10 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from pydantic import SecretStr
+
+from searcher.contracts.errors import InvalidInput
+from searcher.servicekit.settings import key_in
 from services.retriever.encoders.card import Backend
 from services.retriever.encoders.known import KNOWN_MODELS, EncoderChoice
 from services.retriever.encoders.remote import Server
@@ -14,6 +18,7 @@ def add_encoder_options(parser: argparse.ArgumentParser, *, cache: str) -> None:
     parser.add_argument("--encoder-checkpoint", type=Path, help="folder of a known encoder's Hugging Face files")
     parser.add_argument("--encoder-backend", type=Backend, choices=list(Backend), help="default: the encoder's own")
     parser.add_argument("--encoder-url", help="of an OpenAI-compatible server; ends where /embeddings begins")
+    parser.add_argument("--encoder-key-file", type=Path, help="file with the key that the server asks for")
     parser.add_argument("--query-prefix", help="goes before queries, in place of the encoder's own")
     parser.add_argument("--max-tokens", type=int, help="longer passages are cut, in place of the encoder's own length")
     parser.add_argument("--encoder-cache", type=Path, help=f"where exported encoders are kept (default: {cache})")
@@ -30,6 +35,15 @@ def encoder_choice(options: argparse.Namespace) -> EncoderChoice | None:
         server=Server(url=options.encoder_url) if options.encoder_url else None,
         changes={name: value for name, value in changes.items() if value is not None},
     )
+
+
+def encoder_key(options: argparse.Namespace) -> SecretStr | None:
+    """Raises InvalidInput for a file that holds none."""
+    try:
+        key = key_in(options.encoder_key_file, variable="--encoder-key-file")
+    except (OSError, ValueError) as error:
+        raise InvalidInput(f"encoder_key_file: {error}") from None
+    return SecretStr(key) if key else None
 
 
 def add_skip_bad_lines(parser: argparse.ArgumentParser) -> None:

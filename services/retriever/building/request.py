@@ -6,6 +6,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
+from pydantic import SecretStr
+
 from searcher.files import file_sha256
 from services.retriever.building.kinds import VectorKind
 from services.retriever.encoders.card import EncoderCard, read_card
@@ -38,6 +40,8 @@ class BuildOptions:
     """JSONL with real questions to measure recall on; without it, stretches of the passages serve."""
     skip_bad_lines: bool = False
     num_threads: int | None = None
+    encoder_key: SecretStr | None = None
+    """What an `openai-http` encoder's server asks for. Never written anywhere."""
 
 
 @dataclass(frozen=True)

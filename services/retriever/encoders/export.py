@@ -1,5 +1,6 @@
 """A model by its name -> an encoder folder, once. Only making an ONNX encoder needs torch; serving one does not."""
 
+import fcntl
 import hashlib
 import shutil
 import tempfile
@@ -12,13 +13,12 @@ from typing import Any
 import numpy as np
 from pydantic import ValidationError
 
-from searcher.contracts.errors import InvalidInput
+from searcher.contracts.errors import InvalidInput, SearcherError
 from searcher.files import file_sha256
 from services.retriever.encoders.card import (
     CARD_FILE,
     MODEL_FILE,
     NEEDED_FILES,
-    SERVER_FILE,
     TOKENIZER_FILE,
     TORCH_FOLDER,
     Backend,
@@ -27,7 +27,7 @@ from services.retriever.encoders.card import (
 )
 from services.retriever.encoders.known import KNOWN_MODELS, EncoderChoice, KnownModel
 from services.retriever.encoders.local import OnnxEncoder
-from services.retriever.encoders.remote import Server, read_server
+from services.retriever.encoders.remote import Server, read_server, write_server
 from services.retriever.encoders.torch_encoder import TorchEncoder
 
 PARITY_TOLERANCE = 1e-5
@@ -36,6 +36,7 @@ _OPSET = 23
 _PARITY_TEXTS = ("Rome", "Who directed the film?", "The river Seine is long. " * 12, "Ærøskøbing; 東京; 1984")
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 _CHECKPOINT_FILES = ("*.json", "*.txt", "*.safetensors", "*.bin")
+_SCRATCH = ".export-"
 _HIDDEN = shutil.ignore_patterns(".*")
 
 
@@ -49,6 +50,7 @@ def encoder_folder(choice: EncoderChoice | str, cache: Path) -> Path:
     if known is None:
         return _given(choice, cache)
     backend = choice.backend or (Backend.OPENAI_HTTP if choice.server else known.backend)
+    _refuse_what_does_not_apply(choice, backend)
     as_its_authors_say = EncoderCard(
         name=choice.name,
         weights_sha256="",
@@ -65,7 +67,32 @@ def encoder_folder(choice: EncoderChoice | str, cache: Path) -> Path:
     with _checkpoint(choice, known) as checkpoint:
         card = card.model_copy(update={"weights_sha256": file_sha256(_weights(checkpoint))})
         make = _write_onnx_encoder if backend is Backend.ONNX else _write_torch_encoder
-        return _made(card, cache, lambda folder: make(checkpoint, card, folder))
+        with _naming(checkpoint):
+            return _made(card, cache, lambda folder: make(checkpoint, card, folder))
+
+
+def _refuse_what_does_not_apply(choice: EncoderChoice, backend: Backend) -> None:
+    if choice.server and backend is not Backend.OPENAI_HTTP:
+        raise InvalidInput(f"encoder_url: {choice.server.url} would not be asked, as the backend is {backend}")
+    if choice.checkpoint and backend is Backend.OPENAI_HTTP:
+        raise InvalidInput(f"encoder_checkpoint: {choice.checkpoint} would not be read, as the backend is {backend}")
+
+
+@contextmanager
+def _naming(checkpoint: Path) -> Iterator[None]:
+    """What is wrong with a checkpoint is said by half a dozen libraries, each with its own kind of exception."""
+    try:
+        yield
+    except (SearcherError, OSError):
+        raise
+    except ModuleNotFoundError as error:
+        raise InvalidInput(
+            f"encoder: making one of {checkpoint} takes {error.name}, once; `pip install torch transformers onnxscript`"
+            " here, or make it where they are and bring the folder along (--encoder FOLDER)"
+        ) from error
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}".partition("\n")[0]
+        raise InvalidInput(f"encoder: {checkpoint}: {reason}") from error
 
 
 def _changed(card: EncoderCard, choice: EncoderChoice) -> EncoderCard:
@@ -86,6 +113,11 @@ def _given(choice: EncoderChoice, cache: Path) -> Path:
             f"encoder: {choice.name!r} is neither one of {', '.join(KNOWN_MODELS)} nor a folder with an {CARD_FILE}"
         )
     card = _changed(read_card(folder), choice)
+    if choice.backend and choice.backend is not card.backend:
+        raise InvalidInput(f"encoder_backend: {folder} is an encoder for {card.backend}, not for {choice.backend}")
+    if choice.checkpoint:
+        raise InvalidInput(f"encoder_checkpoint: is for a known model's name; {folder} holds its own files")
+    _refuse_what_does_not_apply(choice, card.backend)
     for name in NEEDED_FILES[card.backend]:
         if not (folder / name).is_file():
             raise InvalidInput(f"{folder / name}: no such file, but the encoder's backend {card.backend} needs it")
@@ -109,30 +141,38 @@ def _remote(card: EncoderCard, server: Server | None, model: str, cache: Path) -
         raise InvalidInput("encoder: the backend openai-http needs the address of a server: --encoder-url http://…/v1")
     named = server if server.model else server.model_copy(update={"model": model})
     card = card.model_copy(update={"weights_sha256": named.sha256})
-    return _made(
-        card, cache, lambda folder: (folder / SERVER_FILE).write_text(named.model_dump_json(indent=2)), anew=True
-    )
+    folder = _made(card, cache, lambda folder: write_server(named, folder))
+    if read_server(folder) != named:  # another timeout: the encoder is the same
+        write_server(named, folder)
+    return folder
 
 
-def _made(card: EncoderCard, cache: Path, write: Callable[[Path], object], *, anew: bool = False) -> Path:
+def _made(card: EncoderCard, cache: Path, write: Callable[[Path], object]) -> Path:
     """Write the encoder beside its place and move it there when it is whole."""
     folder = cache / f"{Path(card.name).name}-{_identity(card)}"
-    if (folder / CARD_FILE).is_file() and not anew:
+    if (folder / CARD_FILE).is_file():
         return folder
-    cache.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=cache, prefix=".export-") as scratch:
-        unproven = Path(scratch) / "encoder"
-        unproven.mkdir()
-        (unproven / CARD_FILE).write_text(card.model_dump_json(indent=2))
-        write(unproven)
-        (unproven / CARD_FILE).write_text(card.model_dump_json(indent=2))
-        if anew:
-            shutil.rmtree(folder, ignore_errors=True)
-        try:
+    with _alone(cache) as scratch:
+        if not (folder / CARD_FILE).is_file():  # else another build made it while this one waited
+            unproven = scratch / "encoder"
+            unproven.mkdir()
+            (unproven / CARD_FILE).write_text(card.model_dump_json(indent=2))
+            write(unproven)
+            (unproven / CARD_FILE).write_text(card.model_dump_json(indent=2))
             unproven.rename(folder)
-        except OSError:  # another build made the same encoder in the meantime
-            read_card(folder)
     return folder
+
+
+@contextmanager
+def _alone(cache: Path) -> Iterator[Path]:
+    """A folder to write in. Builds take turns, so what lies in another such folder is of one that was killed."""
+    cache.mkdir(parents=True, exist_ok=True)
+    with (cache / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        for left in cache.glob(f"{_SCRATCH}*"):
+            shutil.rmtree(left)
+        with tempfile.TemporaryDirectory(dir=cache, prefix=_SCRATCH) as scratch:
+            yield Path(scratch)
 
 
 def _identity(card: EncoderCard) -> str:

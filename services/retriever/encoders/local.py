@@ -4,21 +4,17 @@
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from searcher.contracts.errors import InvalidInput
 from services.retriever.encoders.card import MODEL_FILE, TOKENIZER_FILE, Pooling, read_card
+from services.retriever.encoders.model_files import OnnxModel, open_tokenizer
 from services.retriever.encoders.protocol import Vectors
 
 BATCH_TOKENS = 512
 """Tokens, padding included, that go through the model at once. More is slower on CPU: activations leave the cache."""
-_SPIN_MICROSECONDS = 50
-"""ONNX Runtime's threads look for work so long before they sleep. It bridges the gaps between a model's operators, in
-each of which being woken costs; a short query takes a third longer without. The runtime's own default, milliseconds,
-takes the cores from the search that follows and from neighbours."""
 
 
 class LocalEncoder(ABC):
@@ -27,11 +23,8 @@ class LocalEncoder(ABC):
     batch_tokens = BATCH_TOKENS
 
     def __init__(self, folder: Path) -> None:
-        from tokenizers import Tokenizer
-
         self.card = read_card(folder)
-        self._tokenizer = Tokenizer.from_file(str(folder / TOKENIZER_FILE))
-        self._tokenizer.no_padding()
+        self._tokenizer = open_tokenizer(folder / TOKENIZER_FILE)
 
     def encode_queries(self, queries: Sequence[str]) -> Vectors:
         texts = [self.card.query_prefix + query for query in queries]
@@ -64,23 +57,17 @@ class LocalEncoder(ABC):
 class OnnxEncoder(LocalEncoder):
     def __init__(self, folder: Path, *, num_threads: int) -> None:
         super().__init__(folder)
-        self._session = onnx_session(folder / MODEL_FILE, num_threads=num_threads)
-        dim = self._session.get_outputs()[0].shape[-1]
-        if dim != self.card.dim:
-            raise InvalidInput(f"{folder / MODEL_FILE}: gives {dim} dimensions, but its card says {self.card.dim}")
+        self._model = OnnxModel(folder / MODEL_FILE, num_threads=num_threads)
+        shape = self._model.output_shape
+        if len(shape) != 3:
+            raise InvalidInput(f"{folder / MODEL_FILE}: its first output has {len(shape)} axes; hidden states have 3")
+        if isinstance(shape[-1], int) and shape[-1] != self.card.dim:
+            raise InvalidInput(
+                f"{folder / MODEL_FILE}: gives {shape[-1]} dimensions, but its card says {self.card.dim}"
+            )
 
     def pooled(self, ids_BT: NDArray[np.int64], mask_BT: NDArray[np.int64]) -> Vectors:
-        (hidden_BTD,) = self._session.run(None, {"input_ids": ids_BT, "attention_mask": mask_BT})
-        return pool(hidden_BTD, mask_BT, self.card.pooling)
-
-
-def onnx_session(path: Path, *, num_threads: int) -> Any:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = num_threads
-    options.add_session_config_entry("session.intra_op.spin_duration_us", str(_SPIN_MICROSECONDS))
-    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        return pool(self._model(ids_BT, mask_BT), mask_BT, self.card.pooling)
 
 
 def pool(hidden_BTD: Vectors, mask_BT: NDArray[np.int64], pooling: Pooling) -> Vectors:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from pydantic import SecretStr
 
+from searcher.contracts.errors import InvalidInput, SearcherError
 from services.retriever.encoders.card import Backend, read_card
 from services.retriever.encoders.local import OnnxEncoder
 from services.retriever.encoders.protocol import Encoder
@@ -25,3 +26,24 @@ def open_encoder(
 
         return TorchEncoder(folder, num_threads=num_threads)
     return HttpEncoder(folder, url=server_url, key=server_key)
+
+
+def try_out(encoder: Encoder) -> None:
+    """Encode the longest texts that the card allows, lest a build find out after hours that the model cannot.
+
+    Raises InvalidInput with what the model said, UpstreamUnavailable for a server that is away.
+    """
+    card = encoder.card
+    longest = "a " * max(card.max_tokens, card.query_max_tokens or 0)
+    try:
+        encoder.encode_passages([longest])
+        encoder.encode_queries([longest])
+    except SearcherError:
+        raise
+    except Exception as error:
+        lengths = f"max_tokens {card.max_tokens}, query_max_tokens {card.query_max_tokens or card.max_tokens}"
+        reason = f"{type(error).__name__}: {error}".partition("\n")[0]
+        raise InvalidInput(
+            f"encoder: {card.name} cannot encode a text of the length its card allows ({lengths}); say --max-tokens "
+            f"with what the model was made for: {reason}"
+        ) from error

@@ -3,6 +3,7 @@
 # N = texts; D = dimensions
 import asyncio
 import hashlib
+import os
 import threading
 import weakref
 from collections.abc import Sequence
@@ -37,6 +38,13 @@ class Server(Contract):
 
 def read_server(folder: Path) -> Server:
     return read_fields(folder / SERVER_FILE, Server, missing="so nobody knows which server to ask")
+
+
+def write_server(server: Server, folder: Path) -> None:
+    """By a rename: a build that reads the folder at this moment finds the old file or the new one."""
+    unfinished = folder / f".{SERVER_FILE}.{os.getpid()}"
+    unfinished.write_text(server.model_dump_json(indent=2))
+    unfinished.rename(folder / SERVER_FILE)
 
 
 class HttpEncoder:

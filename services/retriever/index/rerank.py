@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from searcher.contracts.errors import InvalidInput
 from services.retriever import metrics
 from services.retriever.encoders.card import MODEL_FILE, TOKENIZER_FILE
-from services.retriever.encoders.local import onnx_session
+from services.retriever.encoders.model_files import OnnxModel, open_tokenizer
 from services.retriever.index.layout import RERANKER_CARD_FILE
 from services.retriever.index.manifest import RerankerCard
 from services.retriever.index.passages import PassageStore, searchable_text
@@ -42,15 +42,13 @@ def read_reranker_card(folder: Path) -> RerankerCard:
 
 
 class OnnxReranker:
-    def __init__(self, folder: Path, *, num_threads: int) -> None:
-        from tokenizers import Tokenizer
+    """Raises InvalidInput for a folder whose card or files are missing or damaged."""
 
+    def __init__(self, folder: Path, *, num_threads: int) -> None:
         card = read_reranker_card(folder)
-        self._tokenizer = Tokenizer.from_file(str(folder / TOKENIZER_FILE))
-        self._tokenizer.no_padding()
+        self._tokenizer = open_tokenizer(folder / TOKENIZER_FILE)
         self._tokenizer.enable_truncation(card.max_tokens, strategy="longest_first")
-        self._session = onnx_session(folder / MODEL_FILE, num_threads=num_threads)
-        self._inputs = {given.name for given in self._session.get_inputs()}
+        self._model = OnnxModel(folder / MODEL_FILE, num_threads=num_threads)
 
     def scores(self, query: str, passages: Sequence[str]) -> Scores:
         pairs = self._tokenizer.encode_batch([(query, passage) for passage in passages])
@@ -58,19 +56,28 @@ class OnnxReranker:
         scores_C = np.empty(len(pairs), dtype=np.float32)
         for start in range(0, len(order), _BATCH_PAIRS):
             batch = order[start : start + _BATCH_PAIRS]
-            num_tokens = max(len(pairs[n].ids) for n in batch)
-            inputs_BT = {name: np.zeros((len(batch), num_tokens), dtype=np.int64) for name in sorted(self._inputs)}
+            shape = len(batch), max(len(pairs[n].ids) for n in batch)
+            ids_BT, mask_BT, types_BT = (np.zeros(shape, dtype=np.int64) for _ in range(3))
             for b, n in enumerate(batch):
-                for name, values in (
-                    ("input_ids", pairs[n].ids),
-                    ("attention_mask", pairs[n].attention_mask),
-                    ("token_type_ids", pairs[n].type_ids),
-                ):
-                    if name in inputs_BT:
-                        inputs_BT[name][b, : len(values)] = values
-            (logits,) = self._session.run(None, inputs_BT)
+                row = b, slice(len(pairs[n].ids))
+                ids_BT[row], mask_BT[row], types_BT[row] = pairs[n].ids, pairs[n].attention_mask, pairs[n].type_ids
+            logits = self._model(ids_BT, mask_BT, types_BT)
             scores_C[batch] = np.asarray(logits, dtype=np.float32).reshape(len(batch), -1)[:, 0]
         return scores_C
+
+
+def try_out_reranker(folder: Path) -> None:
+    """Score the longest pair that its card allows, lest a build find out at its end that it cannot be used.
+
+    Raises InvalidInput with what the model said.
+    """
+    reranker = OnnxReranker(folder, num_threads=1)
+    longest = "a " * read_reranker_card(folder).max_tokens
+    try:
+        reranker.scores(longest, [longest])
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}".partition("\n")[0]
+        raise InvalidInput(f"reranker: {folder} cannot score a pair of the length its card allows: {reason}") from error
 
 
 class RerankedIndex:

@@ -32,13 +32,13 @@ def write_corpus(tmp_path: Path) -> WriteCorpus:
 def letter_encoder(tmp_path: Path) -> Callable[..., Path]:
     """An encoder folder: each letter is a token, and its hidden state is its own axis."""
 
-    def make(folder: str = "letters", **card: object) -> Path:
+    def make(folder: str = "letters", inputs: Sequence[str] = ("input_ids", "attention_mask"), **card: object) -> Path:
         path = tmp_path / folder
         path.mkdir()
         facts = {"name": "letters", "weights_sha256": "0" * 64, "dim": 27, "pooling": "mean", "max_tokens": 16} | card
         (path / "encoder.json").write_text(json.dumps(facts))
         _write_letter_tokenizer(path / "tokenizer.json")
-        _write_one_hot_model(path / "model.onnx")
+        _write_one_hot_model(path / "model.onnx", inputs)
         return path
 
     return make
@@ -56,7 +56,7 @@ def _write_letter_tokenizer(path: Path, *, pairs: bool = False) -> None:
     tokenizer.save(str(path))
 
 
-def _write_one_hot_model(path: Path) -> None:
+def _write_one_hot_model(path: Path, inputs: Sequence[str]) -> None:
     import onnx
     from onnx import TensorProto, helper
 
@@ -66,7 +66,7 @@ def _write_one_hot_model(path: Path) -> None:
     hidden = helper.make_tensor_value_info("hidden", TensorProto.FLOAT, ["B", "T", 27])
     table = onnx.numpy_helper.from_array(np.eye(27, dtype=np.float32), "table")
     gather = helper.make_node("Gather", ["table", "input_ids"], ["hidden"])
-    graph = helper.make_graph([gather], "letters", [tokens("input_ids"), tokens("attention_mask")], [hidden], [table])
+    graph = helper.make_graph([gather], "letters", [tokens(name) for name in inputs], [hidden], [table])
     opset = [helper.make_opsetid("", 17)]
     onnx.save(helper.make_model(graph, opset_imports=opset, ir_version=9), path)
 

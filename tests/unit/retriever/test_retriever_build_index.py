@@ -6,7 +6,9 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,8 @@ from services.retriever.encoders.local import OnnxEncoder
 from services.retriever.encoders.protocol import Vectors
 from services.retriever.index import manifest as manifest_module
 from services.retriever.index.manifest import FlatFacts, HybridFacts, QuantisedFacts, manifest_sha256
+from services.retriever.index.protocol import Scores
+from services.retriever.index.rerank import OnnxReranker
 from services.retriever.serving.library import Library
 
 
@@ -368,6 +372,37 @@ def test_an_index_carries_its_reranker(
     assert scores_QK[0, 0] > scores_QK[0, 1]
 
 
+@pytest.mark.parametrize("missing", ["model.onnx", "tokenizer.json"])
+def test_a_reranker_that_cannot_be_used_stops_a_build_at_its_start(
+    tmp_path: Path, write_corpus: Callable[..., Path], counting_reranker: Path, missing: str
+) -> None:
+    stages: list[str] = []
+    (counting_reranker / missing).unlink()
+
+    with pytest.raises(InvalidInput, match=f"{missing}: cannot be read: "):
+        build_index(
+            write_corpus(),
+            tmp_path / "i",
+            kind="bm25",
+            options=BuildOptions(reranker=counting_reranker),
+            on_progress=lambda stage, done, total: stages.append(stage),
+        )
+
+    assert not stages
+
+
+def test_a_length_that_the_reranker_does_not_have_stops_a_build_at_its_start(
+    tmp_path: Path, write_corpus: Callable[..., Path], counting_reranker: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def too_long(self: OnnxReranker, query: str, passages: Sequence[str]) -> Scores:
+        raise RuntimeError("invalid expand shape\nat node 7")
+
+    monkeypatch.setattr(OnnxReranker, "scores", too_long)
+
+    with pytest.raises(InvalidInput, match=r"cannot score a pair .*RuntimeError: invalid expand shape$"):
+        build_index(write_corpus(), tmp_path / "i", kind="bm25", options=BuildOptions(reranker=counting_reranker))
+
+
 def test_another_reranker_than_the_manifests_is_refused(
     tmp_path: Path, write_corpus: Callable[..., Path], counting_reranker: Path
 ) -> None:
@@ -418,6 +453,8 @@ def test_vectors_that_are_known_are_not_encoded_again(
         write_corpus([*passages, {"id": "3", "text": "three"}]), tmp_path / "second", kind="flat", encoder=encoder
     )
 
+    tried_out, *encoded = encoded
+    assert tried_out.startswith("a a a")
     assert encoded == ["one", "two", "three"]  # the first two to be compared with what is known
 
 
@@ -668,3 +705,42 @@ def test_a_large_file_that_was_changed_is_refused_by_name(of_large_files: tuple[
 
     with pytest.raises(InvalidInput, match=r"passages\.jsonl: its sha256 is not the manifest's"):
         Library().open(folder, "c")
+
+
+class _AsksForAKey(BaseHTTPRequestHandler):
+    def do_POST(self) -> None:
+        texts = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["input"]
+        allowed = self.headers["Authorization"] == "Bearer open-sesame"
+        rows = [{"index": n, "embedding": [1.0] + [0.0] * 383} for n in range(len(texts))]
+        self.send_response(200 if allowed else 401)
+        self.end_headers()
+        self.wfile.write(json.dumps({"data": rows} if allowed else {"error": "no key"}).encode())
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def url_that_asks_for_a_key() -> Iterator[str]:
+    with ThreadingHTTPServer(("127.0.0.1", 0), _AsksForAKey) as server:
+        threading.Thread(target=server.serve_forever).start()
+        yield f"http://127.0.0.1:{server.server_port}/v1"
+        server.shutdown()
+
+
+def test_a_servers_key_is_sent_and_written_nowhere(
+    tmp_path: Path, write_corpus: Callable[..., Path], url_that_asks_for_a_key: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    encoder = ("--encoder", "minilm", "--encoder-url", url_that_asks_for_a_key)
+    build = [str(write_corpus()), "--out", str(tmp_path / "built" / "index"), "--kind", "flat", *encoder]
+    key_file = tmp_path / "key"
+    key_file.write_text("open-sesame\n")
+
+    assert main(build) == 1
+    assert "HTTP 401" in capsys.readouterr().err
+    assert main([*build, "--encoder-key-file", str(tmp_path / "nowhere")]) == 2
+    assert "encoder_key_file: " in capsys.readouterr().err
+    assert main([*build, "--encoder-key-file", str(key_file)]) == 0
+    written = [path for path in (tmp_path / "built").rglob("*") if path.is_file()]
+    assert written
+    assert not [path for path in written if b"open-sesame" in path.read_bytes()]

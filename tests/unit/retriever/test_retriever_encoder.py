@@ -1,4 +1,6 @@
 import json
+import shutil
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +18,8 @@ from services.retriever.encoders.card import Backend, EncoderCard, Pooling, read
 from services.retriever.encoders.export import encoder_folder
 from services.retriever.encoders.known import KNOWN_MODELS, EncoderChoice, KnownModel
 from services.retriever.encoders.local import OnnxEncoder, pool
-from services.retriever.encoders.opening import open_encoder
+from services.retriever.encoders.opening import open_encoder, try_out
+from services.retriever.encoders.protocol import Encoder
 from services.retriever.encoders.remote import HttpEncoder, Server, read_server
 
 A, B = 1, 2  # axes of the letters
@@ -100,6 +103,36 @@ def test_a_text_has_the_same_vector_whatever_it_is_batched_with(
 def test_a_model_of_other_dimensions_than_its_card_is_refused(letter_encoder: Callable[..., Path]) -> None:
     with pytest.raises(InvalidInput, match="gives 27 dimensions, but its card says 30"):
         OnnxEncoder(letter_encoder(dim=30), num_threads=1)
+
+
+def test_a_model_that_wants_token_types_gets_those_of_a_first_text(letter_encoder: Callable[..., Path]) -> None:
+    inputs = ("input_ids", "token_type_ids", "attention_mask")
+
+    encoder = OnnxEncoder(letter_encoder(inputs=inputs), num_threads=1)
+
+    assert encoder.encode_queries(["b"])[0].argmax() == B
+
+
+def test_a_model_that_wants_what_nobody_gives_is_refused(letter_encoder: Callable[..., Path]) -> None:
+    with pytest.raises(InvalidInput, match=r"model\.onnx: wants position_ids; what can be given is attention_mask, "):
+        OnnxEncoder(letter_encoder(inputs=("input_ids", "position_ids")), num_threads=1)
+
+
+def test_a_model_that_pools_by_itself_is_refused(letter_encoder: Callable[..., Path], counting_reranker: Path) -> None:
+    folder = letter_encoder()
+    (folder / "model.onnx").write_bytes((counting_reranker / "model.onnx").read_bytes())
+
+    with pytest.raises(InvalidInput, match="its first output has 2 axes; hidden states have 3"):
+        OnnxEncoder(folder, num_threads=1)
+
+
+@pytest.mark.parametrize("damaged", ["model.onnx", "tokenizer.json"])
+def test_a_damaged_file_is_named(letter_encoder: Callable[..., Path], damaged: str) -> None:
+    folder = letter_encoder()
+    (folder / damaged).write_bytes((folder / damaged).read_bytes()[:40])
+
+    with pytest.raises(InvalidInput, match=f"{damaged}: cannot be read: "):
+        OnnxEncoder(folder, num_threads=1)
 
 
 def test_an_unknown_encoder_is_refused_with_the_known_ones(tmp_path: Path) -> None:
@@ -221,6 +254,51 @@ def test_a_checkpoint_without_weights_is_refused(tmp_path: Path) -> None:
         encoder_folder(EncoderChoice("tiny", checkpoint=tmp_path), tmp_path / "cache")
 
 
+@pytest.mark.usefixtures("known_tiny")
+def test_a_truncated_checkpoint_is_named(tmp_path: Path, tiny_checkpoint: Path) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(tiny_checkpoint, broken)
+    (broken / "model.safetensors").write_bytes((broken / "model.safetensors").read_bytes()[:1_000])
+
+    with pytest.raises(InvalidInput, match="broken: SafetensorError: "):
+        encoder_folder(EncoderChoice("tiny", checkpoint=broken), tmp_path / "cache")
+
+
+@pytest.mark.usefixtures("known_tiny")
+def test_where_torch_is_not_installed_the_way_to_an_encoder_is_told(
+    tmp_path: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)
+
+    with pytest.raises(InvalidInput, match=r"takes torch, once; `pip install torch .* bring the folder along"):
+        encoder_folder(EncoderChoice("tiny", checkpoint=tiny_checkpoint), tmp_path)
+
+
+@pytest.mark.parametrize("backend", [Backend.ONNX, Backend.TORCH])
+@pytest.mark.usefixtures("known_tiny")
+def test_a_length_beyond_the_models_positions_is_found_before_a_text_has_it(
+    tmp_path: Path, tiny_checkpoint: Path, backend: Backend
+) -> None:
+    def opened(max_tokens: int) -> Encoder:
+        changes = {"max_tokens": max_tokens}
+        choice = EncoderChoice("tiny", checkpoint=tiny_checkpoint, backend=backend, changes=changes)
+        return open_encoder(encoder_folder(choice, tmp_path), num_threads=1)
+
+    try_out(opened(512))
+    with pytest.raises(InvalidInput, match=r"tiny cannot encode a text of the length .*\(max_tokens 513, "):
+        try_out(opened(513))
+
+
+@pytest.mark.usefixtures("known_tiny")
+def test_what_a_killed_build_left_in_the_cache_goes(tmp_path: Path, tiny_checkpoint: Path) -> None:
+    left = tmp_path / ".export-killed" / "encoder"
+    left.mkdir(parents=True)
+
+    encoder_folder(EncoderChoice("tiny", checkpoint=tiny_checkpoint, backend=Backend.TORCH), tmp_path)
+
+    assert not left.parent.exists()
+
+
 # -- servers ----------------------------------------------------------------------------------------------------------
 
 
@@ -311,6 +389,13 @@ def test_an_answer_that_is_no_list_of_embeddings_is_an_error(tmp_path: Path, bod
         encoder.encode_queries(["x"])
 
 
+def test_a_page_in_place_of_an_answer_is_an_error(tmp_path: Path) -> None:
+    encoder = remote(tmp_path, lambda request: httpx.Response(200, html="<html>Sign in</html>"))
+
+    with pytest.raises(SearcherError, match="encoder at http://encoder/v1 answers '<html>Sign in</html>', which is no"):
+        encoder.encode_queries(["x"])
+
+
 def test_a_server_of_another_model_is_refused_by_its_dimensions(tmp_path: Path) -> None:
     encoder = remote(tmp_path, embeddings(lambda text: [1.0, 2.0, 3.0]))
 
@@ -334,6 +419,19 @@ def test_another_address_or_model_is_another_encoder(tmp_path: Path) -> None:
         len({first, sha256(Server(url="http://two/v1", model="a")), sha256(Server(url="http://one/v1", model="b"))})
         == 3
     )
+
+
+def test_another_timeout_is_noted_in_the_same_encoder_which_others_may_be_reading(tmp_path: Path) -> None:
+    def made(**changes: Any) -> Path:
+        return encoder_folder(EncoderChoice("e5-small-v2", server=Server(url="http://one/v1", **changes)), tmp_path)
+
+    folder = made()
+    card = (folder / "encoder.json").stat()
+
+    assert made(timeout_seconds=5) == folder
+    assert read_server(folder).timeout_seconds == 5
+    assert (folder / "encoder.json").stat() == card
+    assert sorted(path.name for path in folder.iterdir()) == ["encoder.json", "server.json"]
 
 
 def test_an_own_folder_may_name_a_server(tmp_path: Path) -> None:
@@ -376,3 +474,33 @@ def test_an_own_folder_without_what_its_backend_needs_is_refused(
 
     with pytest.raises(InvalidInput, match=f"{missing}: no such file, but the encoder's backend onnx needs it"):
         encoder_folder(str(folder), tmp_path / "cache")
+
+
+@pytest.mark.parametrize(
+    ("asked", "refusal"),
+    [
+        ({"backend": Backend.TORCH}, "encoder_backend: .* is an encoder for onnx, not for torch"),
+        ({"server": Server(url="http://one/v1")}, "encoder_url: http://one/v1 would not be asked"),
+        ({"checkpoint": Path("files")}, "encoder_checkpoint: is for a known model's name"),
+    ],
+)
+def test_what_does_not_apply_to_an_own_folder_is_refused(
+    tmp_path: Path, letter_encoder: Callable[..., Path], asked: dict[str, Any], refusal: str
+) -> None:
+    with pytest.raises(InvalidInput, match=refusal):
+        encoder_folder(EncoderChoice(str(letter_encoder()), **asked), tmp_path / "cache")
+
+
+@pytest.mark.parametrize(
+    ("asked", "refusal"),
+    [
+        ({"backend": Backend.ONNX, "server": Server(url="http://one/v1")}, "encoder_url: .* as the backend is onnx"),
+        (
+            {"checkpoint": Path("files"), "server": Server(url="http://one/v1")},
+            "encoder_checkpoint: files would not be read, as the backend is openai-http",
+        ),
+    ],
+)
+def test_what_does_not_apply_to_a_known_model_is_refused(tmp_path: Path, asked: dict[str, Any], refusal: str) -> None:
+    with pytest.raises(InvalidInput, match=refusal):
+        encoder_folder(EncoderChoice("e5-small-v2", **asked), tmp_path)
