@@ -81,10 +81,10 @@ def tuned(index: Quantised, trial: Trial, *, wanted: float, num_lists: int | Non
     index.candidates = _CANDIDATES[-1]
     if num_lists is not None:
         num_probes = 1
-        index.probe(num_probes)
+        index.num_probes = num_probes
         while trial.recall(index) < wanted and num_probes < num_lists:
             num_probes = min(2 * num_probes, num_lists)
-            index.probe(num_probes)
+            index.num_probes = num_probes
     for candidates in _CANDIDATES:
         index.candidates = candidates
         if trial.recall(index) >= wanted:

@@ -7,7 +7,8 @@ One caller at a time: the switches of faiss are the process'.
 """
 
 # Q = queries, K = results per query, N = passages, C = candidates per query, D = dimensions
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,9 @@ from services.retriever.index.kernels import (
 )
 from services.retriever.index.products import Products
 from services.retriever.index.protocol import Matrix, Rows, Scores
+
+_MOST_EQUALS = 1_024
+"""Passages with one and the same vector among which the order of the corpus is looked for."""
 
 
 class Flat:
@@ -60,8 +64,10 @@ class Flat:
         def scan_share(share: tuple[int, int]) -> tuple[Scores, Rows]:
             start, stop = share
             part_ND = vectors_ND[start:stop]
-            found = faiss.knn(queries_QD, part_ND, min(k, len(part_ND)), metric=faiss.METRIC_INNER_PRODUCT)
-            return found[0], found[1] + start
+            scores_QK, rows_QK = in_order(
+                lambda k: faiss.knn(queries_QD, part_ND, k, metric=faiss.METRIC_INNER_PRODUCT), k, len(part_ND)
+            )
+            return scores_QK, rows_QK + start
 
         return best_of(self._threads.each(scan_share, [share for share in pairwise(limits) if share[1] > share[0]]), k)
 
@@ -88,14 +94,24 @@ class Fp16:
         if len(queries_QD) >= self.product_from_queries:
             return self._products.search(queries_QD, self._vectors_ND, k)
         use_threads(self._num_threads)
-        scores_QK, rows_QK = self._codes.search(queries_QD, k)
-        return scores_QK, rows_QK
+        return in_order(partial(self._codes.search, queries_QD), k, len(self._vectors_ND))
+
+
+def in_order(search: Callable[[int], tuple[Scores, Rows]], k: int, num_rows: int) -> tuple[Scores, Rows]:
+    """The k best that `search`, one of faiss', finds; equal scores in the order of the corpus, as everywhere.
+
+    faiss keeps any of those whose scores are equal at the limit. So it is asked for more, until a lower score is seen.
+    """
+    asked = min(k + 1, num_rows)
+    while True:
+        scores_QC, rows_QC = search(asked)
+        if asked >= min(num_rows, _MOST_EQUALS + k) or (scores_QC[:, -1] < scores_QC[:, k - 1]).all():
+            return best_of([(scores_QC, rows_QC)], k)
+        asked = min(2 * asked, num_rows)
 
 
 def best_of(found: list[tuple[Scores, Rows]], k: int) -> tuple[Scores, Rows]:
     """The k best of several lists per query; equal scores in the order of the corpus."""
-    if len(found) == 1:
-        return found[0]
     scores_QC, rows_QC = (np.concatenate(parts, axis=1) for parts in zip(*found, strict=True))
     order_QK = np.lexsort((rows_QC, -scores_QC), axis=1)[:, :k]
     queries_Q1 = np.arange(len(order_QK))[:, None]

@@ -42,22 +42,31 @@ class Quantised:
             # Candidates lie all over the file: reading on behind each would fetch a hundred times what is needed.
             vectors_ND._mmap.madvise(mmap.MADV_RANDOM)  # type: ignore[attr-defined]
         self._threads = Threads(num_threads)
-        if num_probes is not None:
-            self.probe(num_probes)
-
-    def probe(self, num_probes: int) -> None:
-        """Read this many lists per query from now on."""
-        import faiss
-
-        for shard in self._shards:
-            faiss.ParameterSpace().set_index_parameter(shard, "nprobe", num_probes)
+        self.num_probes = num_probes
+        """Lists that are read per query; None where codes do not lie in lists."""
 
     def search(self, queries_QD: Vectors, k: int) -> tuple[Scores, Rows]:
         k = min(k, len(self._vectors_ND))
-        rows_QC = self._find(queries_QD, min(k * self.candidates, len(self._vectors_ND)))
+        rows_QC = self._find_enough(queries_QD, k, min(k * self.candidates, len(self._vectors_ND)))
         scores_QC = self._score(queries_QD, rows_QC)
         order_QK = np.lexsort((rows_QC, -scores_QC), axis=1)[:, :k]
         return np.take_along_axis(scores_QC, order_QK, axis=1), np.take_along_axis(rows_QC, order_QK, axis=1)
+
+    def _find_enough(self, queries_QD: Vectors, k: int, num_candidates: int) -> Rows:
+        """At least k for each query, so more lists than usual are read where those hold fewer."""
+        if self.num_probes is None:
+            return self._find(queries_QD, num_candidates)
+        num_probes, num_lists = self.num_probes, self._shards[0].nlist
+        rows_QC = self._probe(queries_QD, num_candidates, num_probes)
+        while num_probes < num_lists and len(short := np.flatnonzero((rows_QC != NOTHING).sum(axis=1) < k)):
+            num_probes *= 2
+            rows_QC[short] = self._probe(queries_QD[short], num_candidates, num_probes)
+        return rows_QC
+
+    def _probe(self, queries_QD: Vectors, num_candidates: int, num_probes: int) -> Rows:
+        for shard in self._shards:
+            shard.nprobe = num_probes
+        return self._find(queries_QD, num_candidates)
 
     def _find(self, queries_QD: Vectors, num_candidates: int) -> Rows:
         if len(self._shards) == 1:

@@ -11,7 +11,7 @@ from threadpoolctl import ThreadpoolController
 
 from searcher.contracts.errors import InvalidInput
 from services.retriever.index import kernels
-from services.retriever.index.exact import Flat, Fp16, best_of, half_vectors, write_half_vectors
+from services.retriever.index.exact import Flat, Fp16, best_of, half_vectors, in_order, write_half_vectors
 from services.retriever.index.kernels import Threads
 from services.retriever.index.protocol import NOTHING
 from services.retriever.index.quantised import Quantised, train_codes, write_codes
@@ -55,6 +55,58 @@ def test_more_than_there_are_gives_all_once(product_from: int) -> None:
     _, rows = index.search(unit_vectors(2), 100)
 
     assert [sorted(found) for found in rows.tolist()] == [[0, 1, 2, 3, 4]] * 2
+
+
+def with_equals(where: list[int]) -> NDArray[np.float32]:
+    """VECTORS, of which those at `where` are the same."""
+    vectors = VECTORS.copy()
+    vectors[where] = VECTORS[0]
+    return vectors
+
+
+EQUALS = [1, 2, 700, 1_500, 1_501, 2_999]
+
+
+@pytest.mark.parametrize("k", [1, 3, 6, 7, 8])
+@pytest.mark.parametrize("num_threads", [1, 3])
+@pytest.mark.parametrize("product_from", [1, 1_000])
+def test_equal_scores_are_in_the_order_of_the_corpus_whoever_else_asks(
+    k: int, num_threads: int, product_from: int
+) -> None:
+    vectors = with_equals(EQUALS)
+    index = Flat(vectors, num_threads=num_threads)
+    index.product_from_queries = product_from
+
+    _, rows = index.search(VECTORS[:1], k)
+
+    assert rows[0, :7].tolist() == [0, *EQUALS][:k]
+
+
+@pytest.mark.parametrize("k", [1, 3, 7, 8])
+@pytest.mark.parametrize("product_from", [1, 1_000])
+def test_equal_scores_of_16_bit_vectors_are_in_the_order_of_the_corpus(
+    tmp_path: Path, k: int, product_from: int
+) -> None:
+    write_half_vectors(iter([with_equals(EQUALS)]), tmp_path / "codes", num_rows=len(VECTORS), dim=DIM)
+    index = Fp16(tmp_path / "codes", num_threads=2)
+    index.product_from_queries = product_from
+
+    _, rows = index.search(VECTORS[:1], k)
+
+    assert rows[0, :7].tolist() == [0, *EQUALS][:k]
+
+
+def test_a_corpus_of_one_passage_many_times_is_not_sorted_as_a_whole() -> None:
+    asked: list[int] = []
+
+    def search(k: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        asked.append(k)
+        return np.ones((1, k), dtype=np.float32), np.arange(k)[None, ::-1]
+
+    _, rows = in_order(search, 3, 1_000_000)
+
+    assert rows.tolist() == [[0, 1, 2]]
+    assert max(asked) < 5_000
 
 
 def test_numpys_products_stay_on_one_thread_once_an_index_is_open() -> None:
@@ -182,20 +234,6 @@ def test_with_every_passage_a_candidate_a_quantised_index_is_exact(quantised: Qu
     assert rows.tolist() == by_hand(queries, 10).tolist()
 
 
-def test_a_list_that_is_too_short_ends_with_nothing(tmp_path: Path) -> None:
-    codes = train_codes("IVF16,PQ4x4fs", VECTORS)
-    write_codes(codes, iter([VECTORS]), tmp_path / "codes", shard_rows=3_000)
-    index = Quantised(tmp_path / "codes", VECTORS, candidates=1, num_probes=1, num_threads=1)
-
-    scores, rows = index.search(unit_vectors(4, seed=1), 2_000)
-
-    for found, score in zip(rows, scores, strict=True):
-        real = found != NOTHING
-        assert 0 < real.sum() < 2_000
-        assert not real[real.sum() :].any()
-        assert np.isneginf(score[~real]).all()
-
-
 @pytest.mark.parametrize("num_shards", [1, 3])
 def test_whichever_thread_searches_faiss_uses_no_more_threads_than_the_index_may(
     num_shards: int, tmp_path: Path
@@ -247,3 +285,18 @@ def test_a_part_that_fails_fails_the_search_in_whichever_thread(failing: int) ->
 
     with pytest.raises(ValueError, match=f"part {failing}"):
         Threads(3).each(search, range(3))
+
+
+def test_lists_that_hold_too_little_are_added_to_until_k_are_found(tmp_path: Path) -> None:
+    codes = train_codes("IVF16,PQ4x4fs", VECTORS)
+    write_codes(codes, iter([VECTORS]), tmp_path / "codes", shard_rows=len(VECTORS))
+    index = Quantised(tmp_path / "codes", VECTORS, candidates=2, num_probes=1, num_threads=1)
+
+    _, few = index.search(VECTORS[:5], 3)
+    _, many = index.search(VECTORS[:5], 2_000)
+    _, everything = index.search(VECTORS[:5], 3_000)
+    _, again = index.search(VECTORS[:5], 3)
+
+    assert [len(set(rows) - {NOTHING}) for rows in many.tolist()] == [2_000] * 5
+    assert [len(set(rows) - {NOTHING}) for rows in everything.tolist()] == [3_000] * 5
+    assert few.tolist() == again.tolist()
