@@ -12,7 +12,13 @@ from typing import Any
 from searcher.contracts.errors import InvalidInput, SearcherError
 from services.retriever.building.build import build_index
 from services.retriever.building.corpus import Progress
-from services.retriever.building.options import add_encoder_options, add_skip_bad_lines, encoder_choice, encoder_key
+from services.retriever.building.options import (
+    add_encoder_options,
+    add_skip_bad_lines,
+    at_least_one,
+    encoder_choice,
+    encoder_key,
+)
 from services.retriever.building.request import KINDS, BuildOptions
 
 
@@ -73,7 +79,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--recall", type=float, default=0.99, help="that a quantised index is tuned to (0.99)")
     parser.add_argument("--queries", type=Path, help="JSONL with questions to measure recall on")
     add_skip_bad_lines(parser)
-    parser.add_argument("--threads", type=int, help="default: as many as the process may use cores")
+    parser.add_argument("--threads", type=at_least_one, help="default: as many as the process may use cores")
     return parser
 
 

@@ -130,7 +130,9 @@ def build_index(
         refuse_other_content(out)
         finish_interrupted(out)
         encoder_at = encoder and encoder_folder(encoder, options.encoder_cache or out.parent / ".encoders")
-        request = request_of(source, kind, encoder_at or None, options)
+        request = request_of(
+            source, kind, encoder_at or None, options, on_bytes=partial(on_progress, "hashing the corpus")
+        )
         if (existing := complete_index(out)) and existing.request_sha256 == request.sha256:
             return existing
         num_threads = options.num_threads or len(os.sched_getaffinity(0))
@@ -182,7 +184,7 @@ class _Build:
                 skipped_lines=skipped,
                 request_sha256=self.request.sha256,
                 golden=Golden(query=query, score=float(scores_QK[0, 0])),
-                files=file_facts(self.folder),
+                files=file_facts(self.folder, on_bytes=partial(self.on_progress, "hashing the index")),
             )
         note_verified(self.folder, manifest)
         unfinished = self.folder / f".{MANIFEST_FILE}.unfinished"
@@ -239,7 +241,7 @@ class _Build:
     def _write_index(self, passages: PassageStore) -> tuple[IndexFacts, Recall | None]:
         if self.encoder_at is None or self.options.hybrid:
             bm25 = Bm25Facts()
-            self._once(BM25_FOLDER, lambda into: write_bm25(self._texts(passages), into, facts=bm25))
+            self._once(BM25_FOLDER, partial(self._write_bm25, passages, bm25))
         if self.encoder_at is None:
             return bm25, None
         encoder_at = self.encoder_at
@@ -247,8 +249,10 @@ class _Build:
         dense, recall = self._write_dense(passages, self.opened(encoder_at))
         return (HybridFacts(dense=dense, bm25=bm25) if self.options.hybrid else dense), recall
 
-    def _texts(self, passages: PassageStore) -> Iterator[str]:
-        return chain.from_iterable(_reporting("indexing", _blocks(passages), len(passages), self.on_progress))
+    def _write_bm25(self, passages: PassageStore, facts: Bm25Facts, into: Path) -> None:
+        blocks = _reporting("counting words", _blocks(passages), len(passages), self.on_progress)
+        on_postings = partial(self.on_progress, "sorting by words")
+        write_bm25(chain.from_iterable(blocks), into, facts=facts, on_postings=on_postings)
 
     def _write_dense(self, passages: PassageStore, encoder: Encoder) -> tuple[DenseFacts, Recall]:
         card, num_passages = encoder.card, len(passages)

@@ -120,7 +120,7 @@ def _parse_json(line: str) -> Fields:
         raise _NotAPassage(f"not JSON: {error}") from None
     if not isinstance(row, dict):
         raise _NotAPassage(f"a JSON {type(row).__name__}, not an object")
-    passage_id = row.get("id")
+    passage_id = row.get("id", row.get("_id"))  # BEIR's name for it
     if isinstance(passage_id, int) and not isinstance(passage_id, bool):
         passage_id = str(passage_id)
     if "text" in row:
@@ -130,6 +130,8 @@ def _parse_json(line: str) -> Fields:
         title = title.removeprefix('"').removesuffix('"')
     else:
         raise _NotAPassage(f'needs "id" and "text" (and "title"), or "id" and "contents"; has {sorted(row)}')
+    if passage_id is None:
+        raise _NotAPassage(f'has no "id"; has {sorted(row)}')
     url = _or_empty(row.get("url"))
     if not (isinstance(passage_id, str) and isinstance(title, str) and isinstance(text, str) and isinstance(url, str)):
         raise _NotAPassage('"id", "title", "text" and "url" must be strings')

@@ -135,9 +135,12 @@ class EmbeddingCache:
         return content if len(content) == self._row_bytes and zlib.crc32(content) == crc else None
 
     def store(self, vectors: dict[str, NDArray[np.float32]]) -> None:
-        """Append `vectors`, by their texts. Bytes first, then the rows that count them."""
-        contents = [np.ascontiguousarray(vector, dtype=np.float32).tobytes() for vector in vectors.values()]
+        """Append `vectors`, by their texts, but for those that another process has kept meanwhile. Bytes first, then
+        the rows that count them."""
         with self._alone():
+            texts = list(vectors)
+            vectors = {texts[n]: vectors[texts[n]] for n in self.lookup(texts)[1]}
+            contents = [np.ascontiguousarray(vector, dtype=np.float32).tobytes() for vector in vectors.values()]
             (first,) = self._rows.execute("SELECT COALESCE(MAX(row) + 1, 0) FROM rows").fetchone()
             os.pwrite(self._file, b"".join(contents), first * self._row_bytes)
             os.fdatasync(self._file)
@@ -178,7 +181,13 @@ def in_blocks(texts: Iterable[str], num_texts: int = BLOCK_TEXTS) -> Iterator[li
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    from services.retriever.building.options import add_encoder_options, add_skip_bad_lines, encoder_choice, encoder_key
+    from services.retriever.building.options import (
+        add_encoder_options,
+        add_skip_bad_lines,
+        at_least_one,
+        encoder_choice,
+        encoder_key,
+    )
     from services.retriever.encoders.export import encoder_folder
     from services.retriever.encoders.opening import open_encoder, try_out
 
@@ -186,7 +195,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("sources", type=Path, nargs="+", metavar="CORPUS")
     add_encoder_options(parser, cache="in --into")
     parser.add_argument("--into", type=Path, required=True, help="folder of the embeddings")
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--threads", type=at_least_one, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--shard", type=_shard, default=(0, 1), metavar="I/N", help="of N processes, be number I (0 …)")
     add_skip_bad_lines(parser)
     options = parser.parse_args(arguments)
@@ -211,6 +220,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except sqlite3.DatabaseError as error:
         print(f"error: the kept vectors are damaged ({error}); delete their folder (--embeddings)", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from here", file=sys.stderr)
+        return 130
     for line in bad_lines.first:
         print(f"skipped {line}", file=sys.stderr)
     if bad_lines.count:

@@ -118,15 +118,33 @@ def this_machine() -> Machine:
     return Machine(memory_bytes=_free_memory(), gpu_bytes=_gpu_memory())
 
 
+_CGROUP_FILES = {
+    "v2": ("memory.max", "memory.current", "memory.stat", ("inactive_file", "active_file")),
+    "v1": (
+        "memory/memory.limit_in_bytes",
+        "memory/memory.usage_in_bytes",
+        "memory/memory.stat",
+        ("total_inactive_file", "total_active_file"),
+    ),
+}
+"""Limit, use, its parts, and those of them that are files' pages."""
+
+
 def _free_memory(proc: Path = Path("/proc/meminfo"), cgroup: Path = Path("/sys/fs/cgroup")) -> int:
     """Of the machine, or of the container if that may take less."""
     lines = dict(line.split(":", 1) for line in proc.read_text().splitlines())
     free = int(lines["MemAvailable"].split()[0]) * 1024
-    try:
-        limit, used = (cgroup / "memory.max").read_text().strip(), (cgroup / "memory.current").read_text()
-    except OSError:
-        return free
-    return free if limit == "max" else max(0, min(free, int(limit) - int(used)))
+    for limit_file, used_file, parts_file, of_files in _CGROUP_FILES.values():
+        try:
+            limit, used = (cgroup / limit_file).read_text().strip(), int((cgroup / used_file).read_text())
+            parts = dict(line.split() for line in (cgroup / parts_file).read_text().splitlines())
+        except OSError:
+            continue
+        if limit != "max":
+            # Pages of files, such as those that a build writes, go as soon as somebody needs the room.
+            in_use = used - sum(int(parts.get(name, 0)) for name in of_files)
+            free = max(0, min(free, int(limit) - in_use))
+    return free
 
 
 def _gpu_memory() -> tuple[int, ...]:

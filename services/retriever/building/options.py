@@ -13,13 +13,24 @@ from services.retriever.encoders.known import KNOWN_MODELS, EncoderChoice
 from services.retriever.encoders.remote import Server
 
 
+def at_least_one(text: str) -> int:
+    if (number := int(text)) < 1:
+        raise ValueError
+    return number
+
+
+def utf8(text: str) -> str:
+    text.encode()  # what the shell gave may be any bytes
+    return text
+
+
 def add_encoder_options(parser: argparse.ArgumentParser, *, cache: str) -> None:
     parser.add_argument("--encoder", help=f"{', '.join(KNOWN_MODELS)}, or an encoder folder; for all kinds but bm25")
     parser.add_argument("--encoder-checkpoint", type=Path, help="folder of a known encoder's Hugging Face files")
     parser.add_argument("--encoder-backend", type=Backend, choices=list(Backend), help="default: the encoder's own")
     parser.add_argument("--encoder-url", help="of an OpenAI-compatible server; ends where /embeddings begins")
     parser.add_argument("--encoder-key-file", type=Path, help="file with the key that the server asks for")
-    parser.add_argument("--query-prefix", help="goes before queries, in place of the encoder's own")
+    parser.add_argument("--query-prefix", type=utf8, help="goes before queries, in place of the encoder's own")
     parser.add_argument("--max-tokens", type=int, help="longer passages are cut, in place of the encoder's own length")
     parser.add_argument("--encoder-cache", type=Path, help=f"where exported encoders are kept (default: {cache})")
 

@@ -110,9 +110,12 @@ def read_questions(path: Path, num_queries: int = NUM_QUERIES) -> list[str]:
     for number, line in enumerate(_lines(path), start=1):
         try:
             question = json.loads(line)["question"]
-        except (ValueError, RecursionError, KeyError, TypeError) as error:
-            raise InvalidInput(f"queries: {path}:{number}: no JSON object with a `question`: {error!r}") from None
-        questions.append(str(question))
+            question.encode()  # half a surrogate pair, written as \\ud800, is valid JSON but no text
+        except (ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
+            raise InvalidInput(f"queries: {path}:{number}: no JSON object with a text `question`: {error!r}") from None
+        if not question.strip():
+            raise InvalidInput(f"queries: {path}:{number}: the `question` is empty")
+        questions.append(question)
     if not questions:
         raise InvalidInput(f"queries: {path} holds no questions")
     return questions[:: max(1, len(questions) // num_queries)][:num_queries]

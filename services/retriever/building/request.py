@@ -8,10 +8,10 @@ from typing import Literal
 
 from pydantic import SecretStr
 
-from searcher.files import file_sha256
+from searcher.files import OnBytes, file_sha256
 from services.retriever.building.kinds import VectorKind
 from services.retriever.encoders.card import EncoderCard, read_card
-from services.retriever.encoders.export import files_sha256
+from services.retriever.encoders.export import folder_sha256
 from services.retriever.index.layout import RERANKER_CARD_FILE
 from services.retriever.index.manifest import RerankerCard
 from services.retriever.index.rerank import read_reranker_card
@@ -68,13 +68,15 @@ class Request:
 
 
 def _reranker_card(folder: Path) -> RerankerCard:
-    weights_sha256 = files_sha256(folder, besides=RERANKER_CARD_FILE)
+    weights_sha256 = folder_sha256(folder, besides=RERANKER_CARD_FILE)
     return read_reranker_card(folder).model_copy(update={"weights_sha256": weights_sha256})
 
 
-def request_of(source: Path, kind: Kind, encoder_at: Path | None, options: BuildOptions) -> Request:
+def request_of(
+    source: Path, kind: Kind, encoder_at: Path | None, options: BuildOptions, *, on_bytes: OnBytes
+) -> Request:
     return Request(
-        source_sha256=file_sha256(source),
+        source_sha256=file_sha256(source, on_bytes=on_bytes),
         kind=kind,
         encoder=read_card(encoder_at) if encoder_at else None,
         hybrid=options.hybrid,

@@ -124,11 +124,11 @@ def _given(choice: EncoderChoice, cache: Path) -> Path:
     if card.backend is Backend.OPENAI_HTTP:
         server = read_server(folder)
         return _remote(card, choice.server or server, server.model, cache)
-    card = card.model_copy(update={"weights_sha256": files_sha256(folder, besides=CARD_FILE)})
+    card = card.model_copy(update={"weights_sha256": folder_sha256(folder, besides=CARD_FILE)})
     return _made(card, cache, lambda made: shutil.copytree(folder, made, ignore=_HIDDEN, dirs_exist_ok=True))
 
 
-def files_sha256(folder: Path, *, besides: str) -> str:
+def folder_sha256(folder: Path, *, besides: str) -> str:
     """Of the names and contents of a model's files, besides its card, which may speak of older weights."""
     paths = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
     names = sorted(path.as_posix() for path in paths if not any(part.startswith(".") for part in path.parts))

@@ -6,7 +6,7 @@ import re
 import tempfile
 import unicodedata
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -37,10 +37,17 @@ def words(text: str) -> list[str]:
     return _WORD.findall(text.lower())
 
 
-def write_bm25(texts: Iterator[str], folder: Path, *, facts: Bm25Facts) -> None:
+def write_bm25(
+    texts: Iterator[str],
+    folder: Path,
+    *,
+    facts: Bm25Facts,
+    on_postings: Callable[[int, int], object] = lambda done, total: None,
+) -> None:
     """Index one text per row, into a new folder: byte for byte what bm25s writes, which holds all of it in memory.
 
-    Here memory holds the vocabulary and one block. Raises InvalidInput if there is no word in any of the texts.
+    Here memory holds the vocabulary and one block. `on_postings` hears how many are read, and of how many, when all
+    texts have been counted. Raises InvalidInput if there is no word in any of the texts.
     """
     import bm25s
 
@@ -60,7 +67,7 @@ def write_bm25(texts: Iterator[str], folder: Path, *, facts: Bm25Facts) -> None:
         scores_at, rows_at, *_ = (folder / name for name in BM25_FILES)
         scores_P = new_matrix(scores_at, np.float32, shape)
         rows_P = new_matrix(rows_at, np.int32, shape)
-        _write_postings(counted, starts_V, scores_P, rows_P, facts)
+        _write_postings(counted, starts_V, scores_P, rows_P, facts, on_postings)
 
 
 def _new(folder: Path) -> Path:
@@ -114,15 +121,22 @@ def _mapped(path: Path, dtype: np.dtype[Any]) -> NDArray[Any]:
 
 
 def _write_postings(
-    counted: _Counted, starts_V: NDArray[np.int64], scores_P: Scores, rows_P: NDArray[np.int32], facts: Bm25Facts
+    counted: _Counted,
+    starts_V: NDArray[np.int64],
+    scores_P: Scores,
+    rows_P: NDArray[np.int32],
+    facts: Bm25Facts,
+    on_postings: Callable[[int, int], object],
 ) -> None:
     """From the order of the corpus to that of the vocabulary. A range of words at a time, so that what is written to
     stays in the page cache; each takes one pass through the postings."""
     idf_V = _idf(counted.passages_with_V, len(counted.lengths_N))
     mean_length = counted.lengths_N.sum(dtype=np.int64) / len(counted.lengths_N)
     next_V = starts_V[:-1].copy()
-    for first, last in _ranges_of_words(starts_V):
-        for start in range(0, len(counted.postings_P), _BLOCK_POSTINGS):
+    num_postings, ranges = len(counted.postings_P), list(_ranges_of_words(starts_V))
+    for number, (first, last) in enumerate(ranges):
+        for start in range(0, num_postings, _BLOCK_POSTINGS):
+            on_postings(number * num_postings + start, len(ranges) * num_postings)
             block = counted.postings_P[start : start + _BLOCK_POSTINGS]
             block = block[(block["word"] >= first) & (block["word"] < last)]
             block = block[np.argsort(block["word"], kind="stable")]
@@ -134,6 +148,7 @@ def _write_postings(
             # As bm25s reckons, in double precision but for the words' weights, so that no score differs in a bit.
             length_norm = facts.k1 * ((1 - facts.b) + facts.b * counted.lengths_N[block["row"]] / mean_length)
             scores_P[places] = idf_V[block["word"]] * (block["count"] / (length_norm + block["count"]))
+    on_postings(len(ranges) * num_postings, len(ranges) * num_postings)
 
 
 def _idf(passages_with_V: NDArray[np.int64], num_passages: int) -> NDArray[np.float32]:

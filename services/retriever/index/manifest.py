@@ -23,7 +23,7 @@ from pydantic import Field, ValidationError
 from searcher.contracts.base import Contract
 from searcher.contracts.errors import InvalidInput
 from searcher.contracts.search import Recall
-from searcher.files import file_sha256
+from searcher.files import OnBytes, file_sha256, files_sha256
 from services.retriever.encoders.card import CARD_FILE, MODEL_FILE, NEEDED_FILES, TOKENIZER_FILE, EncoderCard
 from services.retriever.index.layout import (
     BM25_FILES,
@@ -167,11 +167,13 @@ class Manifest(Contract):
     """By path relative to the folder; everything but manifest.json itself."""
 
 
-def file_facts(folder: Path) -> dict[str, FileFacts]:
-    """Facts of all files below `folder`."""
+def file_facts(folder: Path, *, on_bytes: OnBytes = lambda done, total: None) -> dict[str, FileFacts]:
+    """Facts of all files below `folder`, which are read for it."""
+    names = _files_in(folder)
+    digests = files_sha256([folder / name for name in names], on_bytes=on_bytes)
     return {
-        name: FileFacts(num_bytes=(folder / name).stat().st_size, sha256=file_sha256(folder / name))
-        for name in _files_in(folder)
+        name: FileFacts(num_bytes=(folder / name).stat().st_size, sha256=digest)
+        for name, digest in zip(names, digests, strict=True)
     }
 
 

@@ -388,7 +388,7 @@ def test_a_reranker_that_cannot_be_used_stops_a_build_at_its_start(
             on_progress=lambda stage, done, total: stages.append(stage),
         )
 
-    assert not stages
+    assert set(stages) <= {"hashing the corpus"}
 
 
 def test_a_length_that_the_reranker_does_not_have_stops_a_build_at_its_start(
@@ -554,7 +554,7 @@ def kill_a_build(source: Path, out: Path, *, where: str) -> None:
 import os, signal
 from pathlib import Path
 from services.retriever.building import build, workspace
-def die(*_):
+def die(*_, **__):
     os.kill(os.getpid(), signal.SIGKILL)
 {where}
 build.build_index(Path({str(source)!r}), Path({str(out)!r}), kind="bm25")

@@ -60,13 +60,20 @@ def test_a_gzipped_corpus_reads_like_a_plain_one(tmp_path: Path, write_corpus: C
     assert fields(packed) == fields(plain)
 
 
+def test_beirs_name_for_an_id_is_taken(tmp_path: Path) -> None:
+    path = tmp_path / "c.jsonl"
+    path.write_text('{"_id": "7", "title": "Rome", "text": "A city.", "metadata": {}}\n')
+
+    assert [passage.id for passage in read_passages(path)] == ["7"]
+
+
 @pytest.mark.parametrize(
     ("line", "complaint"),
     [
         (b'{"id": "2", "text": ', "not JSON"),
         (b"[1, 2]", "a JSON list, not an object"),
         (b'{"id": "2", "body": "x"}', "has ['body', 'id']"),
-        (b'{"text": "x"}', "must be strings"),
+        (b'{"text": "x"}', 'has no "id"'),
         (b'{"id": true, "text": "x"}', "must be strings"),
         (b'{"id": "", "text": "x"}', "empty"),
         (b'{"id": "2", "text": "x", "title": 0}', "must be strings"),

@@ -116,6 +116,21 @@ def test_a_text_that_comes_twice_is_encoded_once(tmp_path: Path) -> None:
     assert encoder.encoded == ["a", "bb"]
 
 
+def test_what_another_process_kept_meanwhile_is_not_kept_twice(tmp_path: Path) -> None:
+    with EmbeddingCache(tmp_path, CARD) as cache, EmbeddingCache(tmp_path, CARD) as other:
+
+        class SlowEncoder(LengthEncoder):
+            def encode_passages(self, passages: Sequence[str]) -> Vectors:
+                other.encode(["a", "bb"], LengthEncoder())
+                return super().encode_passages(passages)
+
+        vectors = cache.encode(["bb", "ccc"], SlowEncoder())
+
+        assert vectors.tolist() == [[2, 1], [3, 1]]
+        assert len(cache) == 3
+        assert vectors_file(cache).stat().st_size == 3 * 2 * 4
+
+
 def test_bytes_of_a_killed_writer_are_overwritten(tmp_path: Path) -> None:
     encoder = LengthEncoder()
     with EmbeddingCache(tmp_path, CARD) as cache:

@@ -76,6 +76,20 @@ def test_free_memory_is_the_containers_where_that_is_less(tmp_path: Path, limit:
     (tmp_path / "meminfo").write_text("MemTotal:  16000 kB\nMemAvailable:  8000 kB\n")
     if limit is not None:
         (tmp_path / "memory.max").write_text(f"{limit}\n")
-        (tmp_path / "memory.current").write_text(f"{1_000 * 1024}\n")
+        (tmp_path / "memory.current").write_text(f"{3_500 * 1024}\n")
+        (tmp_path / "memory.stat").write_text(f"anon 1\ninactive_file {2_000 * 1024}\nactive_file {500 * 1024}\n")
 
     assert _free_memory(tmp_path / "meminfo", tmp_path) == expected
+
+
+def test_free_memory_of_a_container_under_the_older_cgroups(tmp_path: Path) -> None:
+    (tmp_path / "meminfo").write_text("MemTotal:  16000 kB\nMemAvailable:  8000 kB\n")
+    (tmp_path / "memory").mkdir()
+    for name, content in (
+        ("limit_in_bytes", 5_000 * 1024),
+        ("usage_in_bytes", 3_000 * 1024),
+        ("stat", f"total_inactive_file {1_500 * 1024}\ntotal_active_file {500 * 1024}"),
+    ):
+        (tmp_path / "memory" / f"memory.{name}").write_text(f"{content}\n")
+
+    assert _free_memory(tmp_path / "meminfo", tmp_path) == 4_000 * 1024

@@ -87,7 +87,16 @@ def test_questions_are_spread_over_their_file(tmp_path: Path) -> None:
     assert read_questions(path, 5) == ["q0", "q2", "q4", "q6", "q8"]
 
 
-@pytest.mark.parametrize(("content", "complaint"), [("", "holds no questions"), ('{"q": 1}\n', ":1: no JSON object")])
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        ("", "holds no questions"),
+        ('{"q": 1}\n', ":1: no JSON object"),
+        ('{"question": null}\n', ":1: no JSON object with a text"),
+        ('{"question": "\\ud800 who"}\n', ":1: no JSON object with a text"),
+        ('{"question": "who"}\n{"question": " "}\n', ":2: the `question` is empty"),
+    ],
+)
 def test_a_file_without_questions_is_refused(tmp_path: Path, content: str, complaint: str) -> None:
     (tmp_path / "q.jsonl").write_text(content)
 
