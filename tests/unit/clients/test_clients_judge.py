@@ -153,7 +153,7 @@ async def test_rate_limits_and_failures_are_asked_again() -> None:
     [
         (httpx.Response(429, text="slow down"), "HTTP 429: slow down", 3),
         (httpx.Response(401, text="no such key"), "refused: judge: no such key", 1),
-        (httpx.Response(200, text="<html>"), "does not reply like an OpenAI endpoint", 1),
+        (httpx.Response(200, text="<html>"), "answers .<html>., which is no JSON", 1),
         (httpx.Response(200, json={"choices": []}), "does not reply like an OpenAI endpoint", 1),
         (says("Perhaps"), "neither True nor False: 'Perhaps'", 1),
     ],
