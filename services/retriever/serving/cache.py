@@ -22,6 +22,9 @@ Key = bytes
 """16 bytes, see `cache_key`."""
 
 
+_SEAL_BYTES = 8
+
+
 @dataclass(frozen=True, slots=True)
 class Hits:
     """What one query found: rows of the corpus and their scores, best first. Empty: nothing matches."""
@@ -45,6 +48,18 @@ class Hits:
 def cache_key(identity: bytes, query: str, k: int) -> Key:
     """`identity` names the index and its encoder: another build, another answer."""
     return blake2b(b"%b\0%d\0%b" % (identity, k, query.encode()), digest_size=16).digest()
+
+
+def _sealed(key: Key, packed: bytes) -> bytes:
+    """Anybody may write to a shared Redis, and a wrong row would be a wrong passage."""
+    return blake2b(packed, digest_size=_SEAL_BYTES, key=key).digest() + packed
+
+
+def _opened(key: Key, sealed: object) -> bytes:
+    """Raises ValueError for what `_sealed` did not make of this key's hits."""
+    if not isinstance(sealed, bytes) or _sealed(key, sealed[_SEAL_BYTES:]) != sealed:
+        raise ValueError("not what was written under this key")
+    return sealed[_SEAL_BYTES:]
 
 
 class HitCache:
@@ -114,10 +129,10 @@ class RedisCache:
     async def get(self, keys: Sequence[Key]) -> Mapping[Key, Hits]:
         packed = await self._call("get", lambda: self._redis.mget([self.PREFIX + key for key in keys]))
         found: dict[Key, Hits] = {}
-        for key, value in zip(keys, packed or (), strict=False):
+        for key, value in zip(keys, packed if isinstance(packed, list) else (), strict=False):
             if value is not None:
                 try:
-                    found[key] = Hits.unpack(value)
+                    found[key] = Hits.unpack(_opened(key, value))
                 except ValueError:
                     metrics.SHARED_CACHE.labels("garbled").inc()
         return found
@@ -126,7 +141,7 @@ class RedisCache:
         def write() -> Any:
             pipeline = self._redis.pipeline(transaction=False)
             for key, hits in entries.items():
-                pipeline.set(self.PREFIX + key, hits.pack(), ex=self.lifetime_seconds)
+                pipeline.set(self.PREFIX + key, _sealed(key, hits.pack()), ex=self.lifetime_seconds)
             return pipeline.execute()
 
         await self._call("put", write)
@@ -135,16 +150,15 @@ class RedisCache:
         await self._redis.aclose()
 
     async def _call(self, what: str, action: Callable[[], Any]) -> Any:
-        from redis.exceptions import RedisError
-
         if self._clock() < self._rests_until:
             metrics.SHARED_CACHE.labels("resting").inc()
             return None
         try:
             answer = await action()
-        except (RedisError, OSError, TimeoutError) as error:
+        except Exception as error:  # its client raises ValueError and more for an answer that is not Redis'
             self._rests_until = self._clock() + self.rest_seconds
             metrics.SHARED_CACHE.labels("failed").inc()
+            await self._redis.connection_pool.disconnect(inuse_connections=False)  # half an answer may lie in one
             log.warning("shared cache failed", action=what, reason=f"{type(error).__name__} {error}".rstrip())
             return None
         metrics.SHARED_CACHE.labels(what).inc()

@@ -9,9 +9,10 @@ answered is not asked again: it is one flight with several callers.
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any, TypeVar, cast
 
+import structlog
 from prometheus_client import Counter
 
 from searcher.contracts.errors import NotReady, Overloaded
@@ -22,6 +23,7 @@ from services.retriever.serving.library import Corpus
 from services.retriever.serving.pace import Pace
 from services.retriever.serving.thread import SearchThread
 
+log = structlog.get_logger()
 T = TypeVar("T")
 
 _PART_OF_DEADLINE = 0.8
@@ -187,7 +189,11 @@ class Engine:
 
     async def _look_up(self, new: list[Waiting], request: Request, shared_cache: SharedCache) -> None:
         """What a replica found already need not be searched."""
-        known = await shared_cache.get([job.key for job in new])
+        known: Mapping[Key, Hits] = {}
+        try:
+            known = await shared_cache.get([job.key for job in new])
+        except Exception:  # a flight that is never searched would hold all later askers of its query
+            log.exception("shared cache failed")
         self._settle([job for job in new if job.key in known], [known[job.key] for job in new if job.key in known])
         self._enqueue([job for job in new if job.key not in known], request)
 

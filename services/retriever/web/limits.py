@@ -103,13 +103,15 @@ class Budget:
         """Before asking. Raises BudgetSpent, and then nothing is spent."""
         price = _micro(usd)
         with self._opened():
-            if price and self._spent + price > self._limit:
-                raise BudgetSpent(
-                    f"RETRIEVER_WEB_BUDGET_USD: {self._spent / _MICRO:.4f} of {self._limit / _MICRO:.4f} USD are spent "
-                    f"and {what} costs {usd:g}; raise the budget to go on"
-                )
-            self._spent += price
+            affordable = not price or self._spent + price <= self._limit
+            if affordable:
+                self._spent += price
         self._show()
+        if not affordable:
+            raise BudgetSpent(
+                f"RETRIEVER_WEB_BUDGET_USD: {self._spent / _MICRO:.4f} of {self._limit / _MICRO:.4f} USD are spent "
+                f"and {what} costs {usd:g}; raise the budget to go on"
+            )
 
     def refund(self, usd: float) -> None:
         """What was reserved but is not billed."""

@@ -103,7 +103,7 @@ class PageReader:
             if response.status not in _REDIRECTS or "location" not in response.headers:
                 return response
             try:
-                url = urljoin(url, response.headers["location"])
+                url = urljoin(url, _as_sent(response.headers["location"]))
             except ValueError as error:
                 raise _Unreadable(NoText.REDIRECTS, f"leads to no URL: {error}") from error
         raise _Unreadable(NoText.REDIRECTS, f"more than {MAX_REDIRECTS} redirects")
@@ -138,3 +138,11 @@ class PageReader:
 def _is_wikipedia(url: str) -> bool:
     host = (urlsplit(url).hostname or "").rstrip(".")
     return host == "wikipedia.org" or host.endswith(".wikipedia.org")
+
+
+def _as_sent(location: str) -> str:
+    """Headers are read as Latin-1; servers that do not escape an address send it as UTF-8."""
+    try:
+        return location.encode("latin-1").decode()
+    except UnicodeError:
+        return location

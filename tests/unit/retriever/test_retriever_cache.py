@@ -1,3 +1,6 @@
+import asyncio
+import struct
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -81,10 +84,44 @@ async def test_without_redis_there_are_no_hits_and_no_errors_and_nobody_asks_it_
     await cache.close()
 
 
+@pytest.mark.parametrize("value", [b"not hits", b"hello world!", struct.pack("<qf", 5, 1.0)])
 @pytest.mark.anyio
-async def test_an_entry_that_is_not_ours_is_no_hit(redis_url: str) -> None:
+async def test_an_entry_that_is_not_ours_is_no_hit(redis_url: str, value: bytes) -> None:
     cache = RedisCache(redis_url, timeout_seconds=10)
-    await cache._redis.set(RedisCache.PREFIX + key("a"), b"not hits")
+    await cache._redis.set(RedisCache.PREFIX + key("a"), value)
 
     assert await cache.get([key("a")]) == {}
     await cache.close()
+
+
+@pytest.mark.anyio
+async def test_another_keys_entry_is_no_hit(redis_url: str) -> None:
+    cache = RedisCache(redis_url, timeout_seconds=10)
+    await cache.put({key("a"): FOUND})
+    await cache._redis.copy(RedisCache.PREFIX + key("a"), RedisCache.PREFIX + key("b"))
+
+    assert await cache.get([key("b")]) == {}
+    await cache.close()
+
+
+@pytest.mark.parametrize("answer", [b":5\r\n", b"+OK\r\n", b"*zzz\r\n", b"*1\r\n:7\r\n"])
+@pytest.mark.anyio
+async def test_what_redis_would_never_answer_costs_no_answer(answer: bytes) -> None:
+    hung_up = asyncio.Event()
+
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while request := await reader.read(4096):
+            writer.write(answer if b"MGET" in request else b"+OK\r\n" * request.count(b"*"))
+            await writer.drain()
+        writer.close()
+        await writer.wait_closed()
+        hung_up.set()
+
+    server = await asyncio.start_server(talk, "127.0.0.1", 0)
+    cache = RedisCache(f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}/0", timeout_seconds=5)
+
+    assert await cache.get([key("a")]) == {}
+
+    await cache.close()
+    await asyncio.wait_for(hung_up.wait(), 5)
+    server.close()

@@ -543,6 +543,18 @@ async def test_what_a_replica_found_is_not_searched_again(corpus: Corpus, toy: T
     assert toy.batches == [["1", "none"], ["3"]]
 
 
+async def test_a_shared_cache_that_fails_costs_no_answer(corpus: Corpus, toy: ToyIndex) -> None:
+    class Broken(ToySharedCache):
+        async def get(self, keys: Sequence[Key]) -> Mapping[Key, Hits]:
+            raise TypeError("an answer that nobody foresaw")
+
+    toy.let_go.set()
+    engine = engine_of(toy, shared_cache=Broken())
+
+    assert await ask(engine, corpus, "1", "3") == [[1], [3]]
+    await engine.close()
+
+
 async def test_a_caller_who_leaves_during_the_look_up_does_not_take_the_query_along(
     corpus: Corpus, toy: ToyIndex
 ) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from searcher.contracts.errors import BudgetSpent, InvalidInput
+from services.retriever.web import metrics
 from services.retriever.web.limits import Breaker, Budget, TokenBucket
 from tests.web_toys import ToyTime
 
@@ -178,6 +179,17 @@ def test_processes_spend_from_one_purse(tmp_path: Path) -> None:
 
     assert [spender.exitcode for spender in spenders] == [0, 0, 0]
     assert Budget(2.0, ledger=tmp_path / "spent").spent_usd == 1.5
+
+
+def test_a_refusal_shows_what_another_process_spent(tmp_path: Path) -> None:
+    here, there = (Budget(1.0, ledger=tmp_path / "spent") for _ in range(2))
+    there.reserve(1.0, what="a request")
+    metrics.BUDGET_LEFT_USD.set(0.5)
+
+    with pytest.raises(BudgetSpent):
+        here.reserve(0.25, what="a request")
+
+    assert metrics.BUDGET_LEFT_USD._value.get() == 0.0
 
 
 def test_a_ledger_that_nobody_can_read_is_refused(tmp_path: Path) -> None:

@@ -136,6 +136,13 @@ async def test_redirects_are_followed(toy: ToyServer, reader: PageReader) -> Non
     assert ROME in (await reader.read(start)).text
 
 
+async def test_a_redirect_that_is_not_escaped_is_read_as_utf8(toy: ToyServer, reader: PageReader) -> None:
+    toy.says("/caf%C3%A9", Answer(ARTICLE))
+    start = toy.says("/a", Answer(status=301, headers={"Location": "/café"}))
+
+    assert ROME in (await reader.read(start)).text
+
+
 async def test_a_circle_of_redirects_ends(toy: ToyServer, reader: PageReader) -> None:
     start = toy.says("/a", Answer(status=302, headers={"Location": "/a"}))
 
