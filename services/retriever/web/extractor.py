@@ -8,6 +8,7 @@ import asyncio
 import struct
 import sys
 from asyncio.subprocess import DEVNULL, PIPE, Process
+from contextlib import suppress
 from pathlib import Path
 
 from searcher.contracts.errors import UpstreamUnavailable
@@ -21,6 +22,10 @@ class TooHard(Exception):
     """The page took longer than it may, or more memory, or killed its process."""
 
 
+class _Died(Exception):
+    """The process, and nobody knows whose fault that is."""
+
+
 class Extractor:
     """Processes are started when they are needed, and stay."""
 
@@ -32,18 +37,36 @@ class Extractor:
     async def text(self, page: bytes, content_type: str) -> str:
         """Main text; "" if there is none. Raises TooHard. The time spent waiting for a turn does not count."""
         async with self._turns:
-            process = self._idle.pop() if self._idle else await _started()
+            if process := self._living():
+                with suppress(_Died):  # perhaps before it was asked: the system kills where memory is short
+                    return await self._text_by(process, page, content_type)
             try:
-                async with asyncio.timeout(self._seconds):
-                    text = await _ask(process, page, content_type)
-            except (TimeoutError, EOFError, OSError) as error:
-                raise TooHard(f"no main text within {self._seconds:g} s and {MAX_MEMORY_BYTES} bytes") from error
-            else:
-                self._idle.append(process)
-                return text
-            finally:
-                if process not in self._idle:
-                    await _killed(process)
+                return await self._text_by(await _started(), page, content_type)
+            except _Died as error:
+                raise TooHard(f"no main text within {MAX_MEMORY_BYTES} bytes") from error
+
+    async def _text_by(self, process: Process, page: bytes, content_type: str) -> str:
+        """Raises TooHard for a page that takes too long, _Died for a process that is gone."""
+        try:
+            async with asyncio.timeout(self._seconds):
+                text = await _ask(process, page, content_type)
+        except TimeoutError as error:
+            raise TooHard(f"no main text within {self._seconds:g} s") from error
+        except (EOFError, OSError, RuntimeError) as error:  # the last is uvloop's word for a closed pipe
+            raise _Died from error
+        else:
+            self._idle.append(process)
+            return text
+        finally:
+            if process not in self._idle:
+                await _killed(process)
+
+    def _living(self) -> Process | None:
+        while self._idle:
+            process = self._idle.pop()
+            if process.returncode is None:
+                return process
+        return None
 
     async def close(self) -> None:
         while self._idle:

@@ -10,11 +10,13 @@ hexadecimal, inside an IPv6 one), what counts is the address that would be conne
 import asyncio
 import re
 import socket
+import threading
 import unicodedata
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from contextlib import suppress
 from enum import StrEnum
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
-from typing import NoReturn
+from typing import Any, NoReturn
 from urllib.parse import quote, urlsplit
 
 import httpcore
@@ -160,9 +162,39 @@ def _refuse_host(host: str) -> NoReturn:
 # Connections
 
 
+_MOST_LOOKUPS = 128
+_lookups = threading.BoundedSemaphore(_MOST_LOOKUPS)
+
+
 async def resolved(host: str, port: int) -> list[str]:
-    found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    return list(dict.fromkeys(str(address[0]) for *_, address in found))
+    """In a thread of its own. The event loop's few are the providers' too, and pages may lead to names whose servers
+    do not answer, each of which would hold one for many seconds."""
+    if not _lookups.acquire(blocking=False):
+        raise OSError(f"{_MOST_LOOKUPS} names are being looked up already")
+    loop = asyncio.get_running_loop()
+    found: asyncio.Future[list[Any]] = loop.create_future()
+
+    def settle(addresses: list[Any], error: Exception | None) -> None:
+        if found.done():  # who asked has left
+            return
+        if error:
+            found.set_exception(error)
+        else:
+            found.set_result(addresses)
+
+    def look_up() -> None:
+        addresses, error = [], None
+        try:
+            addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        except Exception as failure:
+            error = failure
+        finally:
+            _lookups.release()
+        with suppress(RuntimeError):  # the loop is closed
+            loop.call_soon_threadsafe(settle, addresses, error)
+
+    threading.Thread(target=look_up, name="resolve", daemon=True).start()
+    return list(dict.fromkeys(str(address[0]) for *_, address in await found))
 
 
 class GuardedBackend(httpcore.AsyncNetworkBackend):

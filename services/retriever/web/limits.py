@@ -23,6 +23,9 @@ class TokenBucket:
     def __init__(self, per_second: float, *, clock: Clock = time.monotonic, sleep: Sleep = asyncio.sleep) -> None:
         self.per_second, self._clock, self._sleep = per_second, clock, sleep
         self._next_at = clock() - self._saved_seconds
+        self._head = asyncio.Lock()
+        """Held by the one whose turn is next; the others wait for it in the order in which they came."""
+        self._num_waiting = 0
 
     @property
     def _saved_seconds(self) -> float:
@@ -32,15 +35,20 @@ class TokenBucket:
     @property
     def wait_seconds(self) -> float:
         """How long a request that comes now would wait."""
-        return max(0.0, self._next_at - self._clock())
+        now = self._clock()
+        next_at = max(self._next_at, now - self._saved_seconds)
+        return max(0.0, next_at + self._num_waiting / self.per_second - now)
 
     async def take(self) -> None:
-        """Wait for one's turn. First come, first served."""
-        now = self._clock()
-        mine = max(self._next_at, now - self._saved_seconds)
-        self._next_at = mine + 1.0 / self.per_second
-        if mine > now:
-            await self._sleep(mine - now)
+        """Wait for one's turn. First come, first served; whoever leaves while waiting takes no turn."""
+        self._num_waiting += 1
+        try:
+            async with self._head:
+                if (seconds := self._next_at - self._clock()) > 0:
+                    await self._sleep(seconds)
+                self._next_at = max(self._next_at, self._clock() - self._saved_seconds) + 1.0 / self.per_second
+        finally:
+            self._num_waiting -= 1
 
     def hold(self, seconds: float) -> None:
         """Nobody's turn before that: the other side asked for it."""

@@ -1,11 +1,16 @@
 """Whatever a page, a redirect or a name says: connections go to public addresses, and to the one that was checked."""
 
+import asyncio
+import socket
 import ssl
+import threading
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import httpcore
 import pytest
 
+from services.retriever.web import guard
 from services.retriever.web.exchange import Exchanger, Request
 from services.retriever.web.guard import AddressRefused, GuardedBackend, Refusal, checked_url, resolved
 
@@ -217,6 +222,38 @@ async def test_the_server_is_asked_by_its_name_at_the_address_that_was_checked()
     assert network.connected == [("93.184.216.34", 443)]
     assert network.names_in_tls == ["one.example"]
     assert b"Host: one.example\r\n" in network.heard
+
+
+async def test_names_that_nobody_answers_hold_up_only_who_asked_for_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    answered = threading.Event()
+    look_up = socket.getaddrinfo
+
+    def slow(host: str, port: int, **options: Any) -> Any:
+        if host.endswith(".example"):
+            answered.wait(30)
+            raise socket.gaierror("no answer")
+        return look_up(host, port, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", slow)
+    lost = [asyncio.create_task(resolved(f"slow{n}.example", 80)) for n in range(100)]
+    await asyncio.sleep(0.05)
+
+    async with asyncio.timeout(10):
+        assert await resolved("127.0.0.1", 80) == ["127.0.0.1"]
+        assert await asyncio.to_thread(lambda: "the loop's own threads are free") != ""
+    answered.set()
+    assert {type(error) for error in await asyncio.gather(*lost, return_exceptions=True)} == {socket.gaierror}
+
+
+async def test_only_so_many_names_are_looked_up_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guard, "_lookups", threading.BoundedSemaphore(1))
+    guard._lookups.acquire()
+
+    with pytest.raises(OSError, match="names are being looked up already"):
+        await resolved("127.0.0.1", 80)
+
+    guard._lookups.release()
+    assert await resolved("127.0.0.1", 80) == ["127.0.0.1"]
 
 
 async def test_a_name_that_changes_its_mind_is_resolved_once() -> None:

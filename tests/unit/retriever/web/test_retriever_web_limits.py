@@ -61,6 +61,23 @@ async def test_who_asks_to_be_left_alone_is() -> None:
     assert await turns(bucket, time, 2) == [30.0, 30.1]
 
 
+async def test_who_leaves_while_waiting_takes_no_turn() -> None:
+    bucket = TokenBucket(20.0)
+    waiting = [asyncio.create_task(bucket.take()) for _ in range(200)]
+    await asyncio.sleep(0.01)
+    full = bucket.wait_seconds
+    for task in waiting[30:]:
+        task.cancel()
+    await asyncio.sleep(0.01)
+
+    assert full > 8.0
+    assert bucket.wait_seconds < 1.0
+    for task in waiting:
+        task.cancel()
+    await asyncio.gather(*waiting, return_exceptions=True)
+    assert bucket.wait_seconds < 0.5
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Breakers
 

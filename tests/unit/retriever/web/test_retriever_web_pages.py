@@ -214,14 +214,15 @@ async def test_a_page_that_takes_for_ever_dies_with_its_process_and_the_next_is_
     await patient.close()
 
 
-async def test_a_process_that_was_killed_is_replaced() -> None:
+@pytest.mark.parametrize("noticed", [True, False])
+async def test_an_idle_process_that_was_killed_is_replaced_and_no_page_blamed(noticed: bool) -> None:
     extractor = Extractor(processes=1)
     await extractor.text(ARTICLE, "text/html")
     (process,) = extractor._idle
     process.kill()
+    if noticed:
+        await process.wait()
 
-    with pytest.raises(TooHard):
-        await extractor.text(ARTICLE, "text/html")
     assert ROME in await extractor.text(ARTICLE, "text/html")
 
     assert [idle.pid for idle in extractor._idle] != [process.pid]
