@@ -60,6 +60,8 @@ def questions() -> list[str]:
         with gzip.open(path, "rt") if path.suffix == ".gz" else path.open() as lines:
             found.update((json.loads(line)["question"].strip(), None) for line in lines)
     ordered = [question for question in found if question]
+    if not ordered:
+        raise SystemExit(f"no questions in {DATA}; name their folder in SEARCHER_DATA")
     random.Random(0).shuffle(ordered)
     return ordered
 
