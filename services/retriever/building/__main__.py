@@ -2,14 +2,12 @@
 
 import argparse
 import os
-import sqlite3
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from searcher.contracts.errors import InvalidInput, SearcherError
 from services.retriever.building.build import build_index
 from services.retriever.building.corpus import Progress
 from services.retriever.building.options import (
@@ -18,52 +16,43 @@ from services.retriever.building.options import (
     at_least_one,
     encoder_choice,
     encoder_key,
+    exit_code_of,
 )
 from services.retriever.building.request import KINDS, BuildOptions
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
-    try:
-        with _progress_bar() as (on_progress, say):
-            manifest = build_index(
-                options.source,
-                options.out,
-                kind=options.kind,
-                encoder=encoder_choice(options),
-                options=BuildOptions(
-                    encoder_cache=options.encoder_cache,
-                    embeddings=options.embeddings,
-                    hybrid=options.hybrid,
-                    reranker=options.reranker,
-                    refine_dtype=options.refine_dtype,
-                    recall=options.recall,
-                    queries=options.queries,
-                    skip_bad_lines=options.skip_bad_lines,
-                    num_threads=options.threads,
-                    encoder_key=encoder_key(options),
-                ),
-                on_progress=on_progress,
-                say=say,
-            )
-    except SearcherError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2 if isinstance(error, InvalidInput) else 1
-    except (OSError, sqlite3.OperationalError) as error:  # no permission, a full disk
-        print(f"error: {error}; what was done is kept, and the same command goes on from there", file=sys.stderr)
-        return 1
-    except sqlite3.DatabaseError as error:
-        print(f"error: the kept vectors are damaged ({error}); delete their folder (--embeddings)", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on from here", file=sys.stderr)
-        return 130
+    return exit_code_of(lambda: _build(options))
+
+
+def _build(options: argparse.Namespace) -> None:
+    with _progress_bar() as (on_progress, say):
+        manifest = build_index(
+            options.source,
+            options.out,
+            kind=options.kind,
+            encoder=encoder_choice(options),
+            options=BuildOptions(
+                encoder_cache=options.encoder_cache,
+                embeddings=options.embeddings,
+                hybrid=options.hybrid,
+                reranker=options.reranker,
+                refine_dtype=options.refine_dtype,
+                recall=options.recall,
+                queries=options.queries,
+                skip_bad_lines=options.skip_bad_lines,
+                num_threads=options.threads,
+                encoder_key=encoder_key(options),
+            ),
+            on_progress=on_progress,
+            say=say,
+        )
     num_bytes = sum(file.num_bytes for file in manifest.files.values())
     recall = f", recall@{manifest.recall.k} {manifest.recall.recall:.4f}" if manifest.recall else ""
     skipped = f", {manifest.skipped_lines:,} bad lines skipped" if manifest.skipped_lines else ""
     kind = manifest.index.kind
     print(f"{options.out}: {kind}, {manifest.num_passages:,} passages{skipped}, {num_bytes / 1e6:,.1f} MB{recall}")
-    return 0
 
 
 def _parser() -> argparse.ArgumentParser:

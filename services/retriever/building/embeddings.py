@@ -187,6 +187,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         at_least_one,
         encoder_choice,
         encoder_key,
+        exit_code_of,
     )
     from services.retriever.encoders.export import encoder_folder
     from services.retriever.encoders.opening import open_encoder, try_out
@@ -203,7 +204,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if choice is None:
         parser.error("--encoder: whose vectors?")
     bad_lines = BadLines()
-    try:
+
+    def encode() -> None:
         folder = encoder_folder(choice, options.encoder_cache or options.into / ".encoders")
         encoder = open_encoder(folder, num_threads=options.threads, server_key=encoder_key(options))
         try_out(encoder)
@@ -211,23 +213,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             for source in options.sources:
                 passages = read_passages(source, on_bad_line=bad_lines if options.skip_bad_lines else None)
                 _encode(source.name, passages, cache, encoder, shard=options.shard)
-    except SearcherError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2 if isinstance(error, InvalidInput) else 1
-    except (OSError, sqlite3.OperationalError) as error:  # no permission, a full disk
-        print(f"error: {error}; what was encoded is kept, and the same command goes on from there", file=sys.stderr)
-        return 1
-    except sqlite3.DatabaseError as error:
-        print(f"error: the kept vectors are damaged ({error}); delete their folder (--embeddings)", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on from here", file=sys.stderr)
-        return 130
-    for line in bad_lines.first:
-        print(f"skipped {line}", file=sys.stderr)
-    if bad_lines.count:
-        print(f"{bad_lines.count:,} bad lines skipped", file=sys.stderr)
-    return 0
+        for line in bad_lines.first:
+            print(f"skipped {line}", file=sys.stderr)
+        if bad_lines.count:
+            print(f"{bad_lines.count:,} bad lines skipped", file=sys.stderr)
+
+    return exit_code_of(encode)
 
 
 def _shard(text: str) -> tuple[int, int]:

@@ -1,12 +1,15 @@
-"""Options of the command line that a build and encoding ahead of one have in common."""
+"""What the command lines of a build and of encoding ahead of one have in common: options, and how errors are said."""
 
 import argparse
+import sqlite3
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from pydantic import SecretStr
 
-from searcher.contracts.errors import InvalidInput
+from searcher.contracts.errors import InvalidInput, SearcherError
 from searcher.servicekit.settings import key_in
 from services.retriever.encoders.card import Backend
 from services.retriever.encoders.known import KNOWN_MODELS, EncoderChoice
@@ -59,3 +62,22 @@ def encoder_key(options: argparse.Namespace) -> SecretStr | None:
 
 def add_skip_bad_lines(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--skip-bad-lines", action="store_true", help="count them instead of stopping at the first")
+
+
+def exit_code_of(work: Callable[[], object]) -> int:
+    """Do it. What stops it is said in one line on stderr."""
+    try:
+        work()
+    except SearcherError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2 if isinstance(error, InvalidInput) else 1
+    except (OSError, sqlite3.OperationalError) as error:  # no permission, a full disk
+        print(f"error: {error}; what was done is kept, and the same command goes on from there", file=sys.stderr)
+        return 1
+    except sqlite3.DatabaseError as error:
+        print(f"error: the kept vectors are damaged ({error}); delete their folder (--embeddings)", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from here", file=sys.stderr)
+        return 130
+    return 0

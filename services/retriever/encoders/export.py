@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from pydantic import ValidationError
 
-from searcher.contracts.errors import InvalidInput, SearcherError
+from searcher.contracts.errors import InvalidInput
 from searcher.files import file_sha256
 from services.retriever.encoders.card import (
     CARD_FILE,
@@ -27,6 +27,7 @@ from services.retriever.encoders.card import (
 )
 from services.retriever.encoders.known import KNOWN_MODELS, EncoderChoice, KnownModel
 from services.retriever.encoders.local import OnnxEncoder
+from services.retriever.encoders.model_files import told_in_a_line
 from services.retriever.encoders.remote import Server, read_server, write_server
 from services.retriever.encoders.torch_encoder import TorchEncoder
 
@@ -67,8 +68,14 @@ def encoder_folder(choice: EncoderChoice | str, cache: Path) -> Path:
     with _checkpoint(choice, known) as checkpoint:
         card = card.model_copy(update={"weights_sha256": file_sha256(_weights(checkpoint))})
         make = _write_onnx_encoder if backend is Backend.ONNX else _write_torch_encoder
-        with _naming(checkpoint):
-            return _made(card, cache, lambda folder: make(checkpoint, card, folder))
+        try:
+            with told_in_a_line(f"encoder: {checkpoint}"):
+                return _made(card, cache, lambda folder: make(checkpoint, card, folder))
+        except ModuleNotFoundError as error:
+            raise InvalidInput(
+                f"encoder: making one of {checkpoint} takes {error.name}, once; `pip install torch transformers "
+                "onnxscript` here, or make it where they are and bring the folder along (--encoder FOLDER)"
+            ) from error
 
 
 def _refuse_what_does_not_apply(choice: EncoderChoice, backend: Backend) -> None:
@@ -76,23 +83,6 @@ def _refuse_what_does_not_apply(choice: EncoderChoice, backend: Backend) -> None
         raise InvalidInput(f"encoder_url: {choice.server.url} would not be asked, as the backend is {backend}")
     if choice.checkpoint and backend is Backend.OPENAI_HTTP:
         raise InvalidInput(f"encoder_checkpoint: {choice.checkpoint} would not be read, as the backend is {backend}")
-
-
-@contextmanager
-def _naming(checkpoint: Path) -> Iterator[None]:
-    """What is wrong with a checkpoint is said by half a dozen libraries, each with its own kind of exception."""
-    try:
-        yield
-    except (SearcherError, OSError):
-        raise
-    except ModuleNotFoundError as error:
-        raise InvalidInput(
-            f"encoder: making one of {checkpoint} takes {error.name}, once; `pip install torch transformers onnxscript`"
-            " here, or make it where they are and bring the folder along (--encoder FOLDER)"
-        ) from error
-    except Exception as error:
-        reason = f"{type(error).__name__}: {error}".partition("\n")[0]
-        raise InvalidInput(f"encoder: {checkpoint}: {reason}") from error
 
 
 def _changed(card: EncoderCard, choice: EncoderChoice) -> EncoderCard:

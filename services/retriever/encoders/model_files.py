@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from searcher.contracts.errors import InvalidInput
+from searcher.contracts.errors import InvalidInput, SearcherError
 
 _SPIN_MICROSECONDS = 50
 """ONNX Runtime's threads look for work so long before they sleep. It bridges the gaps between a model's operators, in
@@ -22,7 +22,7 @@ def open_tokenizer(path: Path) -> Any:
     """Without padding. Raises InvalidInput for a file that is none."""
     from tokenizers import Tokenizer
 
-    with _naming(path):
+    with told_in_a_line(f"{path}: cannot be read"):
         tokenizer = Tokenizer.from_file(str(path))
     tokenizer.no_padding()
     return tokenizer
@@ -40,7 +40,7 @@ class OnnxModel:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = num_threads
         options.add_session_config_entry("session.intra_op.spin_duration_us", str(_SPIN_MICROSECONDS))
-        with _naming(path):
+        with told_in_a_line(f"{path}: cannot be read"):
             self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         self._inputs = [given.name for given in self._session.get_inputs()]
         if unknown := sorted(set(self._inputs) - _INPUTS):
@@ -64,9 +64,13 @@ class OnnxModel:
 
 
 @contextmanager
-def _naming(path: Path) -> Iterator[None]:
-    """Each library says in its own kind of exception that it cannot read a file, and not which."""
+def told_in_a_line(what: str) -> Iterator[None]:
+    """Each library says in its own kind of exception, and at length, that it cannot use a model. Raises InvalidInput
+    that begins with `what`; a disk that fails is no model's fault."""
     try:
         yield
+    except (SearcherError, OSError, ModuleNotFoundError):
+        raise
     except Exception as error:
-        raise InvalidInput(f"{path}: cannot be read: {error}".partition("\n")[0]) from error
+        reason = f"{type(error).__name__}: {error}".partition("\n")[0]
+        raise InvalidInput(f"{what}: {reason}") from error

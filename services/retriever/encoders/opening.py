@@ -4,9 +4,9 @@ from pathlib import Path
 
 from pydantic import SecretStr
 
-from searcher.contracts.errors import InvalidInput, SearcherError
 from services.retriever.encoders.card import Backend, read_card
 from services.retriever.encoders.local import OnnxEncoder
+from services.retriever.encoders.model_files import told_in_a_line
 from services.retriever.encoders.protocol import Encoder
 from services.retriever.encoders.remote import HttpEncoder
 
@@ -35,15 +35,10 @@ def try_out(encoder: Encoder) -> None:
     """
     card = encoder.card
     longest = "a " * max(card.max_tokens, card.query_max_tokens or 0)
-    try:
+    lengths = f"max_tokens {card.max_tokens}, query_max_tokens {card.query_max_tokens or card.max_tokens}"
+    with told_in_a_line(
+        f"encoder: {card.name} cannot encode a text of the length its card allows ({lengths}); say --max-tokens with "
+        "what the model was made for"
+    ):
         encoder.encode_passages([longest])
         encoder.encode_queries([longest])
-    except SearcherError:
-        raise
-    except Exception as error:
-        lengths = f"max_tokens {card.max_tokens}, query_max_tokens {card.query_max_tokens or card.max_tokens}"
-        reason = f"{type(error).__name__}: {error}".partition("\n")[0]
-        raise InvalidInput(
-            f"encoder: {card.name} cannot encode a text of the length its card allows ({lengths}); say --max-tokens "
-            f"with what the model was made for: {reason}"
-        ) from error

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from searcher.contracts.errors import InvalidInput
 from services.retriever import metrics
 from services.retriever.encoders.card import MODEL_FILE, TOKENIZER_FILE
-from services.retriever.encoders.model_files import OnnxModel, open_tokenizer
+from services.retriever.encoders.model_files import OnnxModel, open_tokenizer, told_in_a_line
 from services.retriever.index.layout import RERANKER_CARD_FILE
 from services.retriever.index.manifest import RerankerCard
 from services.retriever.index.passages import PassageStore, searchable_text
@@ -73,11 +73,8 @@ def try_out_reranker(folder: Path) -> None:
     """
     reranker = OnnxReranker(folder, num_threads=1)
     longest = "a " * read_reranker_card(folder).max_tokens
-    try:
+    with told_in_a_line(f"reranker: {folder} cannot score a pair of the length its card allows"):
         reranker.scores(longest, [longest])
-    except Exception as error:
-        reason = f"{type(error).__name__}: {error}".partition("\n")[0]
-        raise InvalidInput(f"reranker: {folder} cannot score a pair of the length its card allows: {reason}") from error
 
 
 class RerankedIndex:
